@@ -1,0 +1,3 @@
+from pghc.cli import main
+
+main()

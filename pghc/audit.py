@@ -1,0 +1,95 @@
+"""Verdicts on running servers: each region's chain verified in its database, then the regions compared.
+
+Links are recomputed where the rows are; rows come here only to explain an offence. Two chains whose links hold are
+equal up to an entry if that entry is, so regions are compared by a binary search.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+
+from pghc.chain import Row
+from pghc.errors import ClusterError
+from pghc.store import Reader
+from pghc.topology import View
+from pghc.verifier import Offence, Verdict, verify
+
+#: How long a gap may last before it counts: more than the slowest link, or a writer's recovery.
+SETTLE_SECONDS = 3.0
+
+
+def audit(reader: Reader, last: int | None = None) -> Verdict:
+    """The verdict on the last ``last`` entries (None: all) that this server has. Raises `Unavailable`.
+
+    An entry may be here before the one below it, which comes from another region: a gap is one when it stays.
+    """
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while True:
+        count, offences = reader.offences(last)
+        if not offences or any(expected for _, _, _, expected, _ in offences) or time.monotonic() > deadline:
+            break
+        time.sleep(0.1)  # replication that stands still notifies nobody
+    if not count:
+        return Verdict(None, "the chain is empty, there is nothing to verify", checked={"entries": 0, "links": 0})
+    if not offences:
+        return Verdict(True, f"{count} entries, every link holds", checked={"entries": count, "links": count})
+    top = reader.last()
+    after = _entry(reader, top.zk_id - last) if top and last is not None else None
+    verdict = verify(reader.chain(after=after.zk_id if after else 0), after=after)
+    if verdict.valid:
+        raise ClusterError(f"{reader.node}: the database finds {len(offences)} offences that its rows do not show")
+    return verdict
+
+
+def audit_regions(views: Mapping[str, View], last: int | None = None) -> tuple[Verdict, dict[str, Verdict]]:
+    """The verdict on the whole cluster, and on each region's primary alone.
+
+    Invalid when any region is, or when two hold different entries in one place; unknown when any region is. A region
+    that is merely behind another is no offence.
+    """
+    with ExitStack() as stack:
+        readers = {
+            name: stack.enter_context(Reader(view, view.topology.region(name).primary, timeout=60))
+            for name, view in views.items()
+        }
+        each = {name: audit(reader, last) for name, reader in readers.items()}
+        for wanted in (False, None):
+            for name, verdict in each.items():
+                if verdict.valid is wanted:
+                    whole = Verdict(wanted, f"{name}: {verdict.reason}", verdict.offences, verdict.counts)
+                    return whole, each
+        offence = _first_difference(list(readers.values()))
+    if offence:
+        return Verdict(False, offence.explanation, (offence,), {"fork": 1}), each
+    count = max(verdict.checked["entries"] for verdict in each.values())
+    return Verdict(True, f"{count} entries, every link holds, {len(each)} regions agree"), each
+
+
+def _first_difference(readers: Sequence[Reader]) -> Offence | None:
+    """The first place in which two of these valid chains differ, as far as all of them reach."""
+    reached = min((last.zk_id if (last := reader.last()) else 0) for reader in readers)
+
+    def entries(zk_id: int) -> dict[str, Row | None]:
+        return {reader.node: _entry(reader, zk_id) for reader in readers}
+
+    if not reached or len(set(entries(reached).values())) == 1:
+        return None
+    low, high = 1, reached  # the first difference is at or below high
+    while low < high:
+        middle = (low + high) // 2
+        if len(set(entries(middle).values())) == 1:
+            low = middle + 1
+        else:
+            high = middle
+    found = entries(low)
+    rows = tuple(dict.fromkeys(row for row in found.values() if row))
+    claims = " and ".join(f"{row.node_id} {row.hash[:8]}" for row in rows)
+    where = "; ".join(f"{node} holds {row.hash[:8] if row else 'none'}" for node, row in found.items())
+    return Offence("fork", low, "", "one entry", claims, f"{len(rows)} entries claim place {low}: {where}", rows)
+
+
+def _entry(reader: Reader, zk_id: int) -> Row | None:
+    rows = reader.rows("select * from public.chain where zk_id = %s", zk_id, what=f"read entry {zk_id}")
+    return Row(*rows[0]) if rows else None

@@ -1,0 +1,166 @@
+-- The lab's schema: run once on each primary, in database pghc, by its superuser pghc_admin. The roles pghc_admin, pghc
+-- and replicator exist already. The chain is what readers look at; everything else is bookkeeping in schema pghc.
+
+create table public.chain (
+    zk_id   bigint primary key check (zk_id > 0),
+    -- Begins with a letter, 31 characters at most: the part of the rule that keeps zk_id and node_id apart when joined.
+    -- The verifier checks all of it; the full pattern as a constraint halves the rate of a bulk load.
+    node_id text not null check (node_id >= 'a' and node_id < '{' and length(node_id) <= 31),
+    hash    text not null
+);
+
+create schema pghc;
+
+-- Which request became which entry, and at which position of the log: what makes a retry find its first attempt.
+-- "seen" is this region's own clock when the entry became known here; it is not replicated to other primaries.
+create table pghc.request (
+    request_id uuid primary key,
+    zk_id      bigint not null,
+    position   bigint not null,
+    seen       timestamptz not null default clock_timestamp()
+);
+
+-- Entries that arrived before one with a smaller number: they wait here for the gap to be filled.
+create table pghc.early (zk_id bigint primary key, position bigint not null);
+
+-- How far this region has come: every log position up to "position" is settled here, and the chain holds every entry
+-- up to "zk_id", whose hash is "hash". So it is also the contiguous watermark of readers. Its row is the region's one
+-- lock: who changes the chain holds it.
+create table pghc.cursor (
+    single   boolean primary key default true check (single),
+    position bigint not null,
+    zk_id    bigint not null,
+    hash     text not null
+) with (fillfactor = 20);  -- rewritten with every entry: room for updates on the same page
+insert into pghc.cursor (position, zk_id, hash) values (0, 0, '');
+
+-- Entry n, of log position p, is here: move the cursor over it and over those that waited for it. Entries arrive from two
+-- or more regions, so n + 1 may come before n. Positions between two entries are void: whoever wrote the second had
+-- settled them. The caller holds the cursor's row, whose content is c.
+create function pghc.advance(c pghc.cursor, n bigint, p bigint) returns void language plpgsql set search_path = '' as $$
+begin
+    if n > c.zk_id + 1 then
+        insert into pghc.early values (n, p) on conflict do nothing;
+    elsif n = c.zk_id + 1 then
+        loop
+            c.zk_id := c.zk_id + 1; c.position := p;
+            delete from pghc.early e where e.zk_id = c.zk_id + 1 returning e.position into p;
+            exit when not found;
+        end loop;
+        update pghc.cursor u set position = c.position, zk_id = c.zk_id, hash = e.hash
+        from public.chain e where e.zk_id = c.zk_id returning u.hash into c.hash;
+        perform pg_notify('pghc', format('%s %s %s', c.position, c.zk_id, c.hash));
+    end if;
+end $$;
+
+-- The guard. Fires where rows arrive by replication (enable replica), not for a local COPY, which would pay its price a
+-- row. The same row twice is one row: two nodes that complete the same log entry write the same. A different row in
+-- the same place goes on to the primary key, which refuses it.
+create function pghc.guard_chain() returns trigger language plpgsql set search_path = '' as $$
+begin
+    perform 1 from pghc.cursor for update;  -- wait for a local writer that is about to commit this very row
+    if exists (select from public.chain c where c.zk_id = new.zk_id and c.node_id = new.node_id and c.hash = new.hash) then
+        return null;
+    end if;
+    return new;
+end $$;
+create trigger guard before insert on public.chain for each row execute function pghc.guard_chain();
+alter table public.chain enable replica trigger guard;
+
+create function pghc.guard_request() returns trigger language plpgsql set search_path = '' as $$
+begin
+    perform 1 from pghc.cursor for update;
+    if exists (select from pghc.request r
+               where r.request_id = new.request_id and r.zk_id = new.zk_id and r.position = new.position) then
+        return null;
+    end if;
+    return new;
+end $$;
+create trigger guard before insert on pghc.request for each row execute function pghc.guard_request();
+alter table pghc.request enable replica trigger guard;
+
+create function pghc.arrived() returns trigger language plpgsql set search_path = '' as $$
+declare
+    c pghc.cursor;
+begin
+    select * into c from pghc.cursor for update;
+    perform pghc.advance(c, new.zk_id, new.position);
+    return null;
+end $$;
+create trigger arrived after insert on pghc.request for each row execute function pghc.arrived();
+alter table pghc.request enable replica trigger arrived;
+
+-- Insert one entry as it is; its log position is its number, counted from where this chain began. For writers that do
+-- not read the log.
+create function pghc.insert(n bigint, node text, h text, request uuid) returns void
+language plpgsql set search_path = '' as $$
+declare
+    c pghc.cursor;
+    p bigint;
+begin
+    select * into c from pghc.cursor for update;
+    p := c.position - c.zk_id + n;
+    insert into public.chain values (n, node, h);
+    insert into pghc.request (request_id, zk_id, position) values (request, n, p);
+    perform pghc.advance(c, n, p);
+end $$;
+
+-- Settle log position p, whose entry is (node, request): compare-and-set on the cursor.
+--   p is next, request is new    insert the entry (n, node, h), move the cursor                 → that entry
+--   p is next, request is known  p is void: move the cursor only                                → the first attempt's entry
+--   p is settled already         somebody completed it for the writer, or it is void            → the request's entry
+--   p is not next, or n is wrong the caller's view is stale: nothing happens                    → no row
+create function pghc.put(p bigint, node text, request uuid, n bigint, h text) returns setof public.chain
+language plpgsql set search_path = '' as $$
+declare
+    c pghc.cursor;
+    known bigint;
+begin
+    select * into c from pghc.cursor for update;
+    if p > c.position + 1 then
+        return;
+    end if;
+    select r.zk_id into known from pghc.request r where r.request_id = request;
+    if p = c.position + 1 then
+        if known is not null then
+            update pghc.cursor set position = p;
+            perform pg_notify('pghc', format('%s %s %s', p, c.zk_id, c.hash));
+        elsif n = c.zk_id + 1 then
+            insert into public.chain values (n, node, h);
+            insert into pghc.request (request_id, zk_id, position) values (request, n, p);
+            perform pghc.advance(c, n, p);
+            known := n;
+        end if;
+    end if;
+    return query select e.* from public.chain e where e.zk_id = known;
+end $$;
+
+-- Every offending entry among those after zk_id "anchor" (0: from the first), by recomputation in the database. An
+-- entry without its predecessor offends, but the first one after an anchor that is not there has nothing to be
+-- compared with.
+create function pghc.offences(anchor bigint default 0)
+returns table (zk_id bigint, node_id text, found text, expected text, predecessor bigint)
+language sql stable parallel safe set search_path = '' as $$
+    select l.zk_id, l.node_id, l.hash,
+           case when l.before = l.zk_id - 1 or l.zk_id = 1
+                then md5(l.zk_id::text || l.node_id || coalesce(l.hash_before, '')) end,
+           l.before
+    from (select c.zk_id, c.node_id, c.hash,
+                 lag(c.zk_id) over w as before, lag(c.hash) over w as hash_before
+          from public.chain c where c.zk_id >= anchor window w as (order by c.zk_id)) l
+    where case when l.before is null then l.zk_id <> greatest(anchor, 1) else l.before <> l.zk_id - 1 end
+       or (l.before is not null or l.zk_id = 1)
+          and l.hash <> md5(l.zk_id::text || l.node_id || coalesce(l.hash_before, ''))
+    order by l.zk_id
+$$;
+
+grant usage on schema public, pghc to pghc;
+grant select, insert on public.chain, pghc.request to pghc;
+grant select, insert, delete on pghc.early to pghc;
+grant select, update on pghc.cursor to pghc;
+grant execute on function pg_replication_origin_session_setup(text), pg_replication_origin_session_reset(),
+    pg_replication_origin_xact_setup(pg_lsn, timestamptz) to pghc;
+-- Appliers of the log write under this origin; the mesh (origin = none) does not carry their rows a second time.
+select pg_replication_origin_create('log');
+
+create publication pghc for table public.chain, pghc.request (request_id, zk_id, position) with (publish = 'insert');

@@ -1,0 +1,441 @@
+"""Postgres by psycopg: reading the chain on any server, writing it on a primary. The SQL proper is in ``schema.sql``.
+
+Every call ends within its time-out, also when the server is paused and its kernel still answers. A write that is cut
+short is `Indefinite`; a connection that could not be made is `Unavailable`, and then nothing was written.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple, Self
+
+import psycopg
+from psycopg import errors as pg
+from psycopg import sql
+from psycopg.rows import TupleRow
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
+
+from pghc.chain import ROOT, Row
+from pghc.errors import Behind, ClusterError, Conflict, Indefinite, PghcError, Unavailable
+from pghc.topology import View
+
+CHANNEL = "pghc"
+APPLIER = "pghc applier"  # the application_name of the session that applies the log
+
+
+logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)  # what it could not do, our errors say
+
+
+class Cursor(NamedTuple):
+    """How far a region has come: log position, and number and hash of the last entry there. All below is there too."""
+
+    position: int = 0
+    zk_id: int = 0
+    hash: str = ROOT
+
+
+class BoundedConnection(psycopg.Connection[TupleRow]):
+    """A connection whose every wait ends after ``seconds``; psycopg's own have no end while a server is paused."""
+
+    seconds = 10.0
+
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        try:
+            return super().wait(gen, interval, self.seconds if timeout is None else timeout)
+        except pg._WaitTimeout as error:
+            if timeout is not None:  # the caller's own limit, which it handles
+                raise
+            self.pgconn.finish()  # in an unknown state: the answer may still come
+            raise pg.OperationalError(f"no answer within {self.seconds:g} s") from error
+
+
+class Reader:
+    """Reads of one Postgres server, primary or replica.
+
+    ``timeout`` is the limit of each call in seconds. Calls raise `Unavailable` when the server cannot be reached.
+    """
+
+    def __init__(
+        self, view: View, node: str, *, timeout: float = 5.0, connections: int = 4, admin: bool = False
+    ) -> None:
+        self.view, self.node, self.timeout = view, node, timeout
+        self._pool = ConnectionPool(
+            connection_class=BoundedConnection,
+            configure=lambda connection: setattr(connection, "seconds", timeout),
+            check=_not_closed,
+            kwargs={**view.conninfo(node, admin=admin), "autocommit": True, "connect_timeout": max(2, round(timeout))},
+            min_size=0,
+            max_size=connections,
+            timeout=timeout,
+            reconnect_timeout=timeout,
+            name=node,
+            open=True,
+        )
+
+    def close(self) -> None:
+        self._pool.close(timeout=1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def connection(self, what: str, *, writes: bool = False) -> Iterator[psycopg.Connection[TupleRow]]:
+        """A connection for ``what``, with psycopg's errors turned into ours, which say whether a write happened."""
+        try:
+            connection = self._pool.getconn()
+        except (PoolTimeout, PoolClosed) as error:
+            raise Unavailable(
+                f"{self.node}: {what}: no connection within {self.timeout:g} s, nothing was done",
+                "Is the server up? See `pghc status`",
+                node=self.node,
+            ) from error
+        try:
+            yield connection
+        except (pg.UniqueViolation, pg.CheckViolation) as error:
+            raise Conflict(f"{self.node}: {what}: refused, {_message(error)}", node=self.node) from error
+        except (pg.UndefinedTable, pg.UndefinedFunction, pg.InvalidSchemaName) as error:
+            raise Unavailable(
+                f"{self.node}: {what}: the database is not set up yet, nothing was done", node=self.node
+            ) from error
+        except pg.OperationalError as error:
+            if not writes:
+                raise Unavailable(f"{self.node}: {what}: {_message(error)}", node=self.node) from error
+            raise Indefinite(
+                f"{self.node}: {what}: {_message(error)}; it may have happened",
+                "Retry with the same request id, or look it up",
+                node=self.node,
+            ) from error
+        finally:
+            self._pool.putconn(connection)
+
+    def rows(self, query: str, *parameters: Any, what: str = "query") -> list[TupleRow]:
+        """The rows of one read-only statement."""
+        with self.connection(what) as connection:
+            return connection.execute(query.encode(), parameters).fetchall()
+
+    def cursor(self) -> Cursor:
+        """How far this server has come. On a replica: as far as it has replayed the log of its primary."""
+        return Cursor(*self.rows("select position, zk_id, hash from pghc.cursor", what="read the cursor")[0])
+
+    def last(self) -> Row | None:
+        """The entry with the greatest number that this server has, with or without those before it."""
+        rows = self.rows("select * from public.chain order by zk_id desc limit 1", what="read the last entry")
+        return Row(*rows[0]) if rows else None
+
+    def entry(self, request_id: str) -> Row | None:
+        """The entry that this request became, or None as far as this server knows."""
+        query = "select e.* from pghc.request r join public.chain e using (zk_id) where r.request_id = %s"
+        rows = self.rows(query, request_id, what="look up a request")
+        return Row(*rows[0]) if rows else None
+
+    def recent(self, limit: int = 10, *, after: int = 0, prefix: bool = True) -> tuple[int, list[Row]]:
+        """The watermark of this server and the newest ``limit`` entries above number ``after``, ascending.
+
+        With ``prefix`` nothing above the contiguous watermark is shown, so that no entry is seen without all those
+        before it; without, whatever is there.
+        """
+        query = """
+            with mark as materialized (select zk_id from pghc.cursor)
+            select (select zk_id from mark), r.* from (values (true)) one
+            left join lateral (
+                select * from public.chain c
+                where c.zk_id > %s and (not %s or c.zk_id <= (select zk_id from mark))
+                order by c.zk_id desc limit %s) r on true
+            order by r.zk_id"""
+        rows = self.rows(query, after, prefix, limit, what="read the newest entries")
+        return rows[0][0], [Row(*row[1:]) for row in rows if row[1] is not None]
+
+    def reached(self, zk_id: int, timeout: float | None = None) -> int:
+        """Wait until this server's watermark is at least ``zk_id``; returns it. Raises `Behind`."""
+        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        pause = 0.002
+        while (mark := self.cursor().zk_id) < zk_id:
+            if time.monotonic() + pause > deadline:
+                raise Behind(
+                    f"{self.node}: has entries up to {mark}, not yet {zk_id}",
+                    "Retry, or ask another replica or the primary",
+                    node=self.node,
+                )
+            time.sleep(pause)  # a server in recovery cannot notify: LISTEN is refused there
+            pause = min(2 * pause, 0.05)
+        return mark
+
+    def chain(self, *, after: int = 0, last: int | None = None, batch: int = 50_000) -> Iterator[Row]:
+        """The entries numbered above ``after`` (or the last ``last`` ones), ascending, in one snapshot."""
+        if last is not None:
+            after = max((self.last() or Row(0, "", "")).zk_id - last, 0)
+        with (
+            self.connection("read the chain") as connection,
+            connection.transaction(),
+            connection.cursor(name="chain") as cursor,
+        ):
+            cursor.itersize = batch
+            for row in cursor.execute("select * from public.chain where zk_id > %s order by zk_id", (after,)):
+                yield Row(*row)
+
+    def offences(self, last: int | None = None) -> tuple[int, list[tuple[int, str, str, str | None, int | None]]]:
+        """Verify in the database: how many of the last ``last`` entries (None: all) there are, and those that offend.
+
+        An offence is (zk_id, node_id, hash found, hash expected or None where the predecessor is missing, predecessor).
+        """
+        with self.connection("verify") as connection, connection.transaction():
+            connection.execute("set transaction isolation level repeatable read, read only")
+            anchor = 0
+            if last is not None:
+                newest = """select coalesce(min(zk_id), 1) - 1
+                            from (select zk_id from public.chain order by zk_id desc limit %s)"""
+                anchor = _one(connection.execute(newest, (last,)))[0]
+            count = _one(connection.execute("select count(*) from public.chain where zk_id > %s", (anchor,)))[0]
+            rows = connection.execute("select * from pghc.offences(%s) where zk_id > %s", (anchor, anchor)).fetchall()
+        return count, [(row[0], row[1], row[2], row[3], row[4]) for row in rows]
+
+
+class Store(Reader):
+    """Reads and writes of one region's primary, and waits for what arrives there."""
+
+    def __init__(self, view: View, *, timeout: float = 5.0, connections: int = 8) -> None:
+        super().__init__(view, view.topology.region(view.region).primary, timeout=timeout, connections=connections)
+        self._progress = Progress(self)
+
+    def close(self) -> None:
+        self._progress.close()
+        super().close()
+
+    def insert(self, row: Row, request_id: str) -> None:
+        """Insert ``row`` as it is. Raises `Conflict` when its place is taken, `Unavailable`, or `Indefinite`."""
+        with self.connection(f"insert entry {row.zk_id}", writes=True) as connection:
+            connection.execute("select pghc.insert(%s, %s, %s, %s)", (*row, request_id))
+
+    def put(self, position: int, node_id: str, request_id: str, row: Row) -> Row | None:
+        """Settle log position ``position`` by compare-and-set on the cursor; at most once, whoever else does it too.
+
+        Returns the request's entry: ``row``, or the one that an earlier attempt became (then ``position`` is void).
+        None: nothing happened, because ``position`` is not next here or does not lead to ``row``.
+        """
+        with self.connection(f"put entry {row.zk_id}", writes=True) as connection:
+            query = "select * from pghc.put(%s, %s, %s, %s, %s)"
+            found = connection.execute(query, (position, node_id, request_id, row.zk_id, row.hash)).fetchone()
+        return Row(*found) if found else None
+
+    def known(self, request_ids: Sequence[str]) -> dict[str, Row]:
+        """Those of ``request_ids`` that became entries here already, with their entries."""
+        query = """select r.request_id::text, e.* from pghc.request r join public.chain e using (zk_id)
+                   where r.request_id = any(%s::uuid[])"""
+        return {row[0]: Row(*row[1:]) for row in self.rows(query, list(request_ids), what="look up requests")}
+
+    def wait_for(self, position: int, patience: float) -> Cursor:
+        """Wait until every log position up to ``position`` is settled in this region; woken by NOTIFY, no polling.
+
+        Returns the cursor, which may be farther. When it does not move at all for ``patience`` seconds, returns it as
+        it is: the caller compares.
+        """
+        return self._progress.wait_for(position, patience)
+
+    def applier(self) -> Applier:
+        """The right to apply the log in this region. Raises `Conflict` while another session has it."""
+        return Applier(self)
+
+
+class Applier:
+    """The one session that applies the log in a region: rows in bulk, under the replication origin ``log``.
+
+    The other regions take the same rows from the log themselves, so the mesh (``origin = none``) need not bring them.
+    A replication origin belongs to one session at a time, so a second applier is refused; one whose session was ended
+    for it (`depose`) finds the cursor moved, or its connection closed.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._node, self._timeout = store.node, store.timeout
+        what = "begin to apply the log"
+        try:
+            arguments: dict[str, Any] = {**store.view.conninfo(store.node), "application_name": APPLIER}
+            self._connection = BoundedConnection.connect(**arguments, autocommit=True)
+            self._connection.seconds = store.timeout
+            self._connection.execute("select pg_replication_origin_session_setup('log')")
+        except pg.ObjectInUse as error:
+            self._connection.close()
+            raise Conflict(f"{self._node}: {what}: another session does already", node=self._node) from error
+        except psycopg.Error as error:
+            raise Unavailable(f"{self._node}: {what}: {_message(error)}", node=self._node) from error
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def apply(self, old: Cursor, new: Cursor, rows: Sequence[Row], requests: Sequence[tuple[str, int, int]]) -> bool:
+        """Move the cursor from ``old`` to ``new`` and add ``rows``, in one transaction.
+
+        ``requests``: (request_id, zk_id, position) of each row. False: the cursor is no longer at ``old``, nothing
+        happened. Raises `Conflict` when a request id is known already (nothing happened), `Indefinite` when the answer
+        was lost; the cursor tells.
+        """
+        what = f"apply log positions {old.position + 1} to {new.position}"
+        connection = self._connection
+        try:
+            with connection.transaction(), connection.cursor() as cursor:
+                cursor.execute(
+                    "update pghc.cursor set position = %s, zk_id = %s, hash = %s where position = %s and hash = %s",
+                    (*new, old.position, old.hash),
+                )
+                if cursor.rowcount != 1:
+                    return False
+                with cursor.copy("copy public.chain from stdin") as copy:
+                    copy.write("".join([f"{n}\t{node}\t{h}\n" for n, node, h in rows]))
+                with cursor.copy("copy pghc.request (request_id, zk_id, position) from stdin") as copy:
+                    copy.write("".join([f"{request}\t{n}\t{position}\n" for request, n, position in requests]))
+                cursor.execute("select pg_notify('pghc', %s)", (f"{new.position} {new.zk_id} {new.hash}",))
+        except pg.UniqueViolation as error:
+            raise Conflict(f"{self._node}: {what}: {_message(error)}", node=self._node) from error
+        except psycopg.Error as error:
+            raise Indefinite(f"{self._node}: {what}: {_message(error)}", node=self._node) from error
+        return True
+
+
+def depose(store: Store) -> None:
+    """End the session that applies the log in this region, if there is one: it has not moved for too long."""
+    query = """select pg_terminate_backend(pid) from pg_stat_activity
+               where application_name = %s and usename = current_user and datname = current_database()"""
+    store.rows(query, APPLIER, what="depose the applier")
+
+
+class Progress:
+    """Follows a primary's cursor by LISTEN on one connection, for any number of waiting threads."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._cursor = Cursor()
+        self._moved = threading.Condition()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._thread:
+            self._thread.join(timeout=2)
+
+    def wait_for(self, position: int, timeout: float) -> Cursor:
+        with self._moved:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=f"listen {self._store.node}", daemon=True)
+                self._thread.start()
+            while self._cursor.position < position:
+                if not self._moved.wait(timeout):
+                    break
+            return self._cursor
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._listen()
+            except (psycopg.Error, PghcError):
+                self._stop.wait(0.2)  # the server is away: pace of the next attempt
+
+    def _listen(self) -> None:
+        arguments: dict[str, Any] = self._store.view.conninfo(self._store.node)
+        with BoundedConnection.connect(**arguments, autocommit=True) as connection:
+            connection.execute(sql.SQL("listen {}").format(sql.Identifier(CHANNEL)))
+            current = connection.execute("select position, zk_id, hash from pghc.cursor").fetchone()
+            self._set(Cursor(*current or ()))
+            while not self._stop.is_set():
+                for notice in connection.notifies(timeout=0.5):
+                    # position, zk_id, hash; the hash of an empty chain is the empty string
+                    position, zk_id, digest = notice.payload.split(" ")
+                    self._set(Cursor(int(position), int(zk_id), digest))
+
+    def _set(self, cursor: Cursor) -> None:
+        with self._moved:
+            if cursor.position > self._cursor.position:
+                self._cursor = cursor
+                self._moved.notify_all()
+
+
+def reset(views: Sequence[View], position: int, *, timeout: float = 20.0) -> None:
+    """Begin a fresh chain in all regions, after log position ``position``; ends a stuck mesh, too.
+
+    ``views``: the view of each region. What the mesh still carries of the old chain is skipped, not applied. All
+    primaries must be reachable. Raises `ClusterError` (then run it again: it is idempotent).
+    """
+    deadline = time.monotonic() + timeout
+    primaries = {
+        view.region: Reader(view, view.topology.region(view.region).primary, admin=True, timeout=timeout)
+        for view in views
+    }
+    try:
+        for store in primaries.values():
+            _each_subscription(store, "disable")
+        for store in primaries.values():
+            while _workers(store):
+                if time.monotonic() > deadline:
+                    raise ClusterError(f"{store.node}: its replication did not stop within {timeout:g} s")
+                time.sleep(0.02)  # a worker's end is not notified
+            with store.connection("empty the chain", writes=True) as connection, connection.transaction():
+                connection.execute("set local synchronous_commit = local")  # nobody replicates now who could confirm
+                connection.execute("truncate public.chain, pghc.request, pghc.early")
+                connection.execute("update pghc.cursor set position = %s, zk_id = 0, hash = ''", (position,))
+                connection.execute("select pg_notify('pghc', %s)", (f"{position} 0 ",))
+        ends = {
+            region: store.rows("select pg_current_wal_lsn()::text", what="read the log's end")[0][0]
+            for region, store in primaries.items()
+        }
+        for store in primaries.values():
+            for oid, name in _subscriptions(store):
+                end = ends[publisher(name)]
+                store.rows("select pg_replication_origin_advance(%s, %s)", f"pg_{oid}", end, what="skip the old chain")
+            _each_subscription(store, "enable")
+    except PghcError as error:
+        for store in primaries.values():
+            with suppress(PghcError, psycopg.Error):
+                _each_subscription(store, "enable")
+        raise ClusterError(
+            f"the chain was not begun anew: {error.what}", "Heal it (`pghc up`) and try again"
+        ) from error
+    finally:
+        for store in primaries.values():
+            store.close()
+
+
+def subscription(publisher_region: str) -> str:
+    """The name of the subscription to a region's primary; each primary has one for each other region."""
+    return "from_" + publisher_region.replace("-", "_")
+
+
+def publisher(subscription_name: str) -> str:
+    """The region that this subscription takes rows from: the inverse of `subscription`."""
+    return subscription_name.removeprefix("from_").replace("_", "-")
+
+
+def _subscriptions(store: Reader) -> list[tuple[int, str]]:
+    rows = store.rows("select oid::bigint, subname from pg_subscription order by subname", what="list subscriptions")
+    return [(row[0], row[1]) for row in rows]
+
+
+def _workers(store: Reader) -> list[TupleRow]:
+    query = "select 1 from pg_stat_subscription s join pg_subscription u on u.oid = s.subid where s.pid is not null"
+    return store.rows(query, what="watch replication workers")
+
+
+def _each_subscription(store: Reader, verb: str) -> None:
+    with store.connection(f"{verb} subscriptions", writes=True) as connection:
+        for _, name in _subscriptions(store):
+            connection.execute(sql.SQL("alter subscription {} {}").format(sql.Identifier(name), sql.SQL(verb)))
+
+
+def _one(cursor: psycopg.Cursor[TupleRow]) -> TupleRow:
+    row = cursor.fetchone()
+    assert row is not None
+    return row
+
+
+def _not_closed(connection: psycopg.Connection[TupleRow]) -> None:
+    """Raise when the server has closed this idle connection; looks at what has arrived, without asking the server."""
+    connection.pgconn.consume_input()
+
+
+def _message(error: psycopg.Error) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

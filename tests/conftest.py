@@ -1,0 +1,88 @@
+"""One cluster of real servers for all tests that ask for it; healed after each of them and deleted after the last.
+
+With ``PGHC_DIR`` set, the tests use the embedded cluster there instead and leave it running, which saves some seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from pghc.backends import CanPartition, CanPause
+from pghc.backends.embedded import Embedded
+
+# Whatever starts the tests may ignore Ctrl-C, as a shell does for what runs in the background; processes inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+#: Of each server's log, how many of the lines written during a failed test to print.
+LOG_LINES = 15
+
+
+@pytest.fixture(scope="session")
+def running_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+    """An embedded cluster with the lab's own topology. It dies with this process, however that ends."""
+    if chosen := os.environ.get("PGHC_DIR"):
+        backend = Embedded(chosen)
+        backend.up()
+        yield backend
+        return
+    backend = Embedded(tmp_path_factory.mktemp("cluster"), owner=True)
+    try:
+        backend.up()
+        yield backend
+    finally:
+        backend.down(purge=True)
+
+
+@pytest.fixture
+def cluster(running_cluster: Embedded, request: pytest.FixtureRequest) -> Iterator[Embedded]:
+    """The cluster with every server up and every link open, before the test and after it."""
+    _heal(running_cluster)
+    logs = {node.name: running_cluster.log(node.name) for node in running_cluster.topology.nodes}
+    starts = {name: _size(log) for name, log in logs.items()}
+    yield running_cluster
+    if request.node.stash.get(FAILED, False):
+        for name, log in logs.items():
+            if lines := _read_from(log, starts[name])[-LOG_LINES:]:
+                print(f"--- {name}, its log during this test", *lines, sep="\n")
+    _heal(running_cluster)
+
+
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.when == "call":
+        item.stash[FAILED] = report.failed
+    return report
+
+
+def _heal(backend: Embedded) -> None:
+    status = backend.status()
+    if status.healthy and all(link.delay_ms == link.nominal_ms for link in status.links):
+        return
+    assert isinstance(backend, CanPause)
+    assert isinstance(backend, CanPartition)
+    for node in status.nodes:
+        if node.state == "paused":
+            backend.resume(node.name)
+    backend.heal_links()
+    backend.up()
+
+
+def _size(log: Path) -> int:
+    return log.stat().st_size if log.exists() else 0
+
+
+def _read_from(log: Path, start: int) -> list[str]:
+    if not log.exists():
+        return []
+    with log.open("rb") as file:
+        file.seek(start)
+        return file.read().decode(errors="replace").splitlines()

@@ -1,0 +1,49 @@
+"""The kind cluster for all tests of this directory. One that runs is used and left running; else one is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from pghc.backends import default_directory
+from pghc.backends.kind import Kind, cluster_name
+from pghc.errors import PghcError
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "tests/kind/" in item.path.as_posix():
+            item.add_marker(pytest.mark.kind)
+            item.add_marker(pytest.mark.timeout(600))
+
+
+@pytest.fixture(scope="session")
+def running_kind() -> Iterator[Kind]:
+    backend = Kind(cluster_name(default_directory()))
+    was_there = backend.status().running
+    backend.up(print)
+    yield backend
+    if not was_there:
+        backend.down(purge=True)
+
+
+@pytest.fixture
+def kind(running_kind: Kind) -> Iterator[Kind]:
+    """The cluster with every server up and every link open, before the test and after it."""
+    _heal(running_kind)
+    yield running_kind
+    _heal(running_kind)
+
+
+def _heal(kind: Kind) -> None:
+    status = kind.status()
+    if status.healthy and all(link.delay_ms == link.nominal_ms for link in status.links):
+        return
+    kind.up(print)
+    for node in kind.status().nodes:
+        if not node.accessible:
+            try:
+                kind.start(node.name)
+            except PghcError as error:
+                pytest.fail(f"the cluster cannot be healed: {error}")

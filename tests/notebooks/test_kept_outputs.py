@@ -1,0 +1,40 @@
+"""The lessons as they are kept: read on the web without running anything."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from lessons_run import NOTEBOOKS
+
+LESSONS = sorted(NOTEBOOKS.glob("*.ipynb"))
+
+
+def test_outputs_are_fresh_complete_small_and_name_no_path_of_a_machine() -> None:
+    script = Path(__file__).parents[2] / "scripts" / "notebooks.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_tags_are_unique_figures_have_alternatives_and_one_cell_is_graded(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    tags = [tag for cell in code for tag in cell.metadata.get("tags", [])]
+    assert len(tags) == len(set(tags))
+    for cell in code:
+        for output in cell.outputs:
+            if "image/png" in output.get("data", {}):
+                assert output.metadata["image/png"]["alt"]
+    marks = [cell.metadata["nbgrader"] for cell in code if "nbgrader" in cell.metadata]
+    assert any(mark["solution"] for mark in marks)
+    assert any(mark["grade"] and mark["points"] == 1 for mark in marks)
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_there_is_a_model_solution_and_a_line_in_the_course_at_a_glance(path: Path) -> None:
+    assert (NOTEBOOKS / "solutions" / f"{path.stem[:2]}.py").exists()
+    assert f"({path.name})" in (NOTEBOOKS / "README.md").read_text()

@@ -1,0 +1,110 @@
+"""The log and what regions make of it, without any server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pghc.chain import Row, link
+from pghc.nemesis import KINDS, LONGEST, QUIET, schedule
+from pghc.sequencer import Entry, Epoch
+from pghc.store import Cursor, publisher, subscription
+from pghc.topology import load
+from pghc.verifier import verify
+from pghc.writers import NAMES, broadcast, causal
+from pghc.writers.broadcast import fold
+
+NODES = ("us-east-primary", "eu-west-primary", "ap-south-primary")
+requests = st.integers(0, 12).map(lambda n: str(UUID(int=n)))
+entries = st.lists(st.builds(Entry, st.sampled_from(NODES), st.lists(requests, max_size=4).map(tuple)), max_size=12)
+
+
+def settled(log: Sequence[Entry]) -> list[tuple[str, str]]:
+    """By definition: of all (request, node) in the order of the log, the first of each request."""
+    first: dict[str, str] = {}
+    for entry in log:
+        for request in entry.requests:
+            first.setdefault(request, entry.node_id)
+    return list(first.items())
+
+
+@given(entries)
+def test_a_request_is_settled_by_its_first_position_and_later_ones_are_void(log: list[Entry]) -> None:
+    folded = fold(Cursor(), log)
+    expected = settled(log)
+    assert [request for request, _, _ in folded.requests] == [request for request, _ in expected]
+    assert [row.node_id for row in folded.rows] == [node for _, node in expected]
+    assert [row.zk_id for row in folded.rows] == list(range(1, len(expected) + 1))
+    assert all(request in log[position - 1].requests for request, _, position in folded.requests)
+
+
+@given(entries)
+def test_what_a_log_makes_of_the_chain_is_a_valid_chain(log: list[Entry]) -> None:
+    rows = fold(Cursor(), log).rows
+    assert verify(rows).valid is (True if rows else None)
+    previous = ""
+    for row in rows:
+        assert row.hash == link(row.zk_id, row.node_id, previous)
+        previous = row.hash
+
+
+@given(entries, st.integers(0, 12))
+def test_an_applier_that_stops_anywhere_is_continued_by_another_with_the_same_rows(log: list[Entry], at: int) -> None:
+    whole = fold(Cursor(), log)
+    before = fold(Cursor(), log[:at])
+    known = [request for request, _, _ in before.requests]
+    after = fold(before.cursor, log[at:], known)
+    assert before.rows + after.rows == whole.rows
+    assert before.requests + after.requests == whole.requests
+    assert after.cursor == whole.cursor
+
+
+@given(entries)
+def test_the_cursor_is_the_end_of_the_rows_it_covers(log: list[Entry]) -> None:
+    cursor, rows, _ = fold(Cursor(), log)
+    assert cursor.position == len(log)
+    last = rows[-1] if rows else Row(0, "", "")
+    assert (cursor.zk_id, cursor.hash) == (last.zk_id, last.hash)
+
+
+@given(st.builds(Entry, st.sampled_from(NODES), st.lists(requests, max_size=4).map(tuple)))
+def test_an_entry_survives_its_encoding(entry: Entry) -> None:
+    assert Entry.decode(entry.encode()) == entry
+
+
+@given(st.integers(1, 2**31), st.integers(0, 2**40), st.integers(1, 2**31 - 1))
+def test_a_position_is_found_where_it_was_created(number: int, base: int, offset: int) -> None:
+    epoch = Epoch(number, base)
+    assert epoch.position(epoch.node(base + offset)) == base + offset
+
+
+def test_a_subscription_tells_which_region_it_reads() -> None:
+    for name in load().names:
+        assert publisher(subscription(name)) == name
+
+
+def test_each_writer_names_the_steps_after_which_it_may_die() -> None:
+    assert NAMES[-2:] == ("causal", "broadcast")
+    assert causal.Causal.steps == ("numbered", "waited", "inserted")
+    assert broadcast.Broadcast.steps == ("queued", "sent", "applied")
+
+
+@given(st.integers(0, 10_000), st.floats(5, 60))
+def test_a_schedule_is_the_same_for_the_same_seed_and_ends_before_the_quiet_time(seed: int, seconds: float) -> None:
+    topology = load()
+    events = schedule(seed, topology, seconds, ("numbered", "waited"))
+    assert events == schedule(seed, topology, seconds, ("numbered", "waited"))
+    assert all(event.kind in KINDS and event.seconds <= LONGEST for event in events)
+    assert all(event.at + event.seconds <= seconds - QUIET + 0.02 for event in events)
+
+
+@given(st.integers(0, 10_000))
+def test_a_schedule_never_hits_one_server_twice_at_the_same_time(seed: int) -> None:
+    until: dict[str, float] = {}
+    for event in schedule(seed, load(), 30, ("numbered",)):
+        if event.kind in ("kill", "pause"):
+            assert until.get(event.targets[0], 0) <= event.at
+            until[event.targets[0]] = event.at + event.seconds

@@ -1,0 +1,133 @@
+"""Figures say what their data says."""
+
+from __future__ import annotations
+
+import networkx as nx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.colors import to_rgb
+
+from pghc import plots
+from pghc.chain import Row, extend, link
+from pghc.plots import Message, Rung
+from pghc.topology import load
+
+REGIONS = load().names
+US, EU, AP = (f"{name}-primary" for name in REGIONS)
+COMMENT = Message("comment", "us-east", {"us-east": 0, "eu-west": 42, "ap-south": 520})
+REPLY = Message("reply", "eu-west", {"eu-west": 60, "us-east": 101, "ap-south": 126})
+
+
+def test_an_inversion_is_where_the_later_write_is_seen_first() -> None:
+    assert plots.inversions([COMMENT, REPLY]) == [("comment", "reply", "ap-south", 394)]
+
+
+def test_a_write_that_never_comes_is_late_for_ever() -> None:
+    lost = Message("comment", "us-east", {"us-east": 0})
+    assert ("comment", "reply", "ap-south", float("inf")) in plots.inversions([lost, REPLY])
+    assert plots.spacetime(REGIONS, [lost, REPLY]).heading.endswith("has not seen comment")
+
+
+def test_the_heading_of_a_space_time_diagram_is_its_conclusion() -> None:
+    assert plots.spacetime(REGIONS, [COMMENT, REPLY]).heading == "ap-south shows reply 394 ms before comment"
+    orderly = Message("reply", "eu-west", {"eu-west": 60, "us-east": 101, "ap-south": 600})
+    assert plots.spacetime(REGIONS, [COMMENT, orderly]).heading == "Every region saw the writes in the same order"
+    assert plots.spacetime(REGIONS, []).heading == "Nothing was written"
+
+
+def test_the_offending_pair_and_no_other_is_red() -> None:
+    third = Message("third", "us-east", {"us-east": 700, "eu-west": 740, "ap-south": 800})
+    axes = plots.spacetime(REGIONS, [COMMENT, REPLY, third]).axes[0]
+    red = {text.get_text() for text in axes.texts if text.get_color() == plots.RED}
+    assert {"comment", "reply", "reply arrives", "comment arrives"} == red - {""}
+
+
+def test_log_times_add_a_lane_for_the_log() -> None:
+    logged = Message("1", "us-east", {"us-east": 80}, logged=40)
+    labels = [tick.get_text() for tick in plots.spacetime(REGIONS, [logged]).axes[0].get_yticklabels()]
+    assert labels[0] == "ZooKeeper's log"
+
+
+def test_ancestry_follows_the_hashes() -> None:
+    one, two, three = extend(None, [US, EU, AP])
+    graph = plots.ancestry([three, one, two])
+    assert set(graph.edges) == {(one, two), (two, three)}
+    assert not any(skips for _, _, skips in graph.edges(data="skips"))
+
+
+def test_ancestry_shows_an_entry_made_after_the_wrong_one() -> None:
+    one, two = extend(None, [US, EU])
+    stray = Row(3, AP, link(3, AP, one.hash))
+    graph = plots.ancestry([one, two, stray])
+    assert graph.edges[one, stray]["skips"]
+    assert plots.fork_tree([one, two, stray]).heading.startswith("The chain breaks at 3")
+
+
+@settings(max_examples=15, deadline=None)  # each draws two figures
+@given(st.lists(st.sampled_from([US, EU, AP]), min_size=1, max_size=12), st.data())
+def test_a_fork_is_named_where_the_branches_part(nodes: list[str], data: st.DataObject) -> None:
+    chain = list(extend(None, nodes))
+    place = data.draw(st.integers(0, len(chain) - 1))
+    other = next(node for node in (US, EU, AP) if node != chain[place].node_id)
+    branch = next(iter(extend(chain[place - 1] if place else None, [other])))
+    assert plots.fork_tree([*chain, branch]).heading == f"The chain forks at {place + 1}: 2 entries claim one place"
+    assert plots.fork_tree(chain).heading.startswith("One chain")
+
+
+def test_happens_before_has_the_order_of_each_lane_and_the_messages() -> None:
+    events = [("asks", "alice"), ("drinks tea", "alice"), ("reads", "bob"), ("answers", "bob")]
+    graph = plots.causes(events, [("asks", "reads")])
+    assert nx.has_path(graph, "asks", "answers")
+    assert not nx.has_path(graph, "drinks tea", "answers")
+    figure = plots.happens_before(["alice", "bob"], events, [("asks", "reads")])
+    assert figure.heading == "4 of 6 pairs of events are ordered, 2 are concurrent"
+
+
+def test_the_map_compares_with_light_in_a_fibre() -> None:
+    topology = load()
+    assert plots.kilometres(topology, "us-east", "eu-west") == pytest.approx(5450, rel=0.02)
+    assert plots.floor_ms(topology, "us-east", "eu-west") == pytest.approx(54.5, rel=0.02)
+    figure = plots.world(topology, {("us-east", "eu-west"): 81, ("us-east", "ap-south"): 191})
+    assert figure.heading == "A question from us-east to ap-south is answered after 191 ms"
+    assert "eu-west to ap-south not reached" in figure.alt
+
+
+def test_no_delay_of_the_lab_is_less_than_light_needs() -> None:
+    topology = load()
+    for one, other in topology.pairs:
+        assert topology.round_trip_ms(one, other) > plots.floor_ms(topology, one, other)
+
+
+def test_lag_names_the_server_that_fell_behind_most() -> None:
+    assert plots.lag([0, 1], {"a": [0, 3], "b": [1, 40]}).heading == "b fell 40 entries behind"
+    assert plots.lag([0, 1], {"a": [0, 0]}).heading == "No server fell behind"
+
+
+def test_latencies_are_compared_with_the_floor() -> None:
+    figure = plots.latencies({"slow": [400, 500, 600], "fast": [90, 96, 100]}, 80, "round trip")
+    assert figure.heading == "The fastest median, of fast, is 1.2 times what the distance allows"
+    assert plots.latencies({}, 80, "round trip").heading == "Nothing was measured"
+
+
+def test_the_ladder_compares_only_those_that_are_right() -> None:
+    rungs = [Rung("naive", 9000, 1, False), Rung("locked", 5, 500, True), Rung("broadcast", 5000, 90, True)]
+    assert plots.ladder(rungs).heading == "Of the right ones, broadcast is 1,000 times as fast as locked"
+    assert plots.ladder(rungs[:1]).heading == "No writer is right"
+    assert plots.ladder(rungs[:2]).heading == "Only locked is right"
+
+
+def test_a_figure_shows_itself_with_its_text_alternative() -> None:
+    data, metadata = plots.lag([0, 1], {"a": [0, 3]})._repr_mimebundle_()
+    assert data["text/plain"].startswith("a fell 3 entries behind. ")
+    assert metadata["image/png"]["alt"] == data["text/plain"]
+
+
+def test_colours_differ_in_lightness_or_marker_so_that_print_tells_them_apart() -> None:
+    def lightness(colour: str) -> float:
+        red, green, blue = to_rgb(colour)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    assert len(set(plots.MARKERS)) == len(plots.COLOURS) == len(plots.STYLES)
+    for one, other in zip(plots.COLOURS, plots.COLOURS[1:], strict=False):
+        assert abs(lightness(one) - lightness(other)) > 0.08

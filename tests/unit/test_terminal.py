@@ -1,0 +1,62 @@
+"""What is printed says what people must know, and nothing that a pipe cannot carry."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pghc.chain import Row
+from pghc.demo import WORDS, findings
+from pghc.errors import Indefinite, Unavailable
+from pghc.terminal import COLOURS, colour, put_error, put_json, put_verdict, rows_table
+from pghc.verdict import KINDS
+from pghc.verifier import Verdict, verify
+
+REGIONS = ("us-east", "us-east-2", "ap-south")
+
+
+def test_an_error_names_what_went_wrong_and_the_remedy_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    put_error(Unavailable("us-east-primary: no answer [1]", "See `pghc status`"))
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == "error: us-east-primary: no answer [1]\n  See `pghc status`\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [(Unavailable("x"), "definite: this write did not"), (Indefinite("x"), "indefinite: this write may")],
+)
+def test_a_failed_write_says_whether_it_may_have_happened(
+    error: Unavailable | Indefinite, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_error(error, write=True)
+    assert f"  {says}" in capsys.readouterr().err
+
+
+def test_json_is_one_line_however_long_and_keeps_its_brackets(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {"text": "[bold]→ " + "x" * 1000, "rows": [1, 2]}
+    put_json(value)
+    [line] = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == value
+
+
+def test_an_invalid_verdict_shows_the_offending_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    bad = Row(1, "us-east-primary", "0" * 32)
+    put_verdict(verify([bad]), REGIONS)
+    said = capsys.readouterr().out
+    assert said.startswith("Invalid: ")
+    assert bad.hash in said.splitlines()[-1]
+
+
+def test_a_node_has_the_colour_of_its_own_region_when_one_name_begins_another() -> None:
+    assert colour("us-east-primary", REGIONS) == COLOURS[0]
+    assert colour("us-east-2-primary", REGIONS) == COLOURS[1]
+    assert colour("ap-south", REGIONS) == COLOURS[2]
+    assert colour("mars-primary", REGIONS) == "default"
+    assert rows_table([Row(1, "mars-primary", "")], REGIONS).row_count == 1
+
+
+def test_the_demo_has_words_for_what_naive_writers_do_wrong() -> None:
+    assert set(WORDS) <= set(KINDS)
+    assert findings(Verdict(False, "", counts={"fork": 3, "stale": 1})).row_count == 2

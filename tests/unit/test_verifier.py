@@ -1,0 +1,474 @@
+"""Verdicts on small chains and histories agree with the definition, whatever is in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+import definition
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from pghc.chain import Row, extend, link, successor
+from pghc.errors import BadInput
+from pghc.history import Event, Final, Read
+from pghc.verifier import KINDS, Verdict, check, verify
+
+MANY = 1000
+
+# Rows such as a faulty system may produce: a right chain, its forks, entries that were changed or numbered wrongly.
+GOOD = tuple(extend(None, ["a", "b", "a", "c", "b"]))
+FORKS = tuple(successor(before, "d") for before in (None, *GOOD))
+CHANGED = (GOOD[1]._replace(node_id="c"), GOOD[2]._replace(hash="0" * 32), GOOD[3]._replace(zk_id=6))
+LATE = tuple(Row(n + 2, "e", link(n + 2, "e", GOOD[n - 1].hash)) for n in (1, 2, 3))
+WRONG = (Row(0, "a", link(0, "a", "")), Row(-1, "b", "x"), Row(3, "B!", link(3, "B!", GOOD[1].hash)), Row(2, "", ""))
+ANY_ROW = st.sampled_from(GOOD) | st.sampled_from(GOOD + FORKS + LATE) | st.sampled_from(CHANGED + WRONG)
+MOSTLY_GOOD = st.sampled_from(GOOD) | st.sampled_from(GOOD + FORKS + LATE)
+
+
+def ascending(rows: list[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: row.zk_id)
+
+
+CHAINS = (
+    st.integers(0, 5).map(lambda n: list(GOOD[:n]))
+    | st.lists(st.sampled_from(GOOD), max_size=7).map(ascending)
+    | st.lists(ANY_ROW, max_size=7).map(ascending)
+)
+
+# One chain
+
+
+@given(CHAINS)
+def test_verify_finds_in_a_chain_what_the_definition_finds(rows: list[Row]) -> None:
+    anchored = bool(rows) and rows[0].zk_id > 1
+    expected = {
+        "malformed": definition.malformed(rows),
+        "fork": definition.fork(rows),
+        "duplicate": definition.duplicate(rows),
+        "link": definition.broken(rows, None if anchored else ""),
+        "gap": definition.gap(rows, rows[0].zk_id if anchored else 1),
+    }
+    expected = {kind: places for kind, places in expected.items() if places}
+    verdict = verify(rows, keep=MANY)
+    found = {kind: {o.zk_id for o in verdict.offences if o.kind == kind} for kind in verdict.counts}
+    assert found == expected
+    assert verdict.counts == {kind: len(places) for kind, places in expected.items()}
+    assert verdict.valid is (not expected if rows else None)
+
+
+@settings(suppress_health_check=[HealthCheck.filter_too_much])
+@given(CHAINS, st.integers(0, 5))
+def test_verify_after_an_entry_says_what_it_says_of_the_whole(rows: list[Row], at: int) -> None:
+    """Except where the piece begins in the midst of a fork, for then its predecessor is not one entry."""
+    rows = [row for row in rows if row.zk_id >= 1]
+    below, above = rows[:at], rows[at:]
+    assume(below and above and above[0].zk_id > below[-1].zk_id)
+    assume(len(below) == 1 or below[-2].zk_id < below[-1].zk_id)
+
+    def places(verdict: Verdict) -> list[tuple[int, str, str, str]]:
+        return [(o.zk_id, o.kind, o.expected, o.found) for o in verdict.offences if o.zk_id > below[-1].zk_id]
+
+    assert places(verify(above, below[-1], keep=MANY)) == places(verify(rows, keep=MANY))
+
+
+@given(st.integers(1, 5), st.integers(1, 5))
+def test_the_last_entries_of_a_right_chain_are_valid_and_the_anchor_is_stated(length: int, last: int) -> None:
+    rows = GOOD[max(0, length - last) : length]
+    verdict = verify(rows)
+    assert verdict.valid
+    assert ("anchor" in str(verdict)) == (rows[0].zk_id > 1)
+    assert verdict.checked == {"entries": len(rows), "links": len(rows) - (rows[0].zk_id > 1)}
+
+
+def test_an_empty_chain_is_unknown() -> None:
+    assert verify([]).valid is None
+    assert verify([], GOOD[0]).exit_code == 2
+
+
+def test_rows_that_descend_are_refused() -> None:
+    with pytest.raises(BadInput, match="entry 1 comes after entry 2"):
+        verify(reversed(GOOD[:2]))
+
+
+def test_rows_may_be_plain_tuples_as_a_driver_gives_them() -> None:
+    assert verify(map(tuple, GOOD)).valid  # type: ignore[arg-type]
+    assert verify([*map(tuple, GOOD[:3]), (5, *GOOD[4][1:])]).offences[0].kind == "gap"  # type: ignore[list-item]
+
+
+def test_a_broken_link_says_what_is_expected_and_which_entry_it_was_made_after() -> None:
+    late = LATE[1]  # entry 4 made after entry 2
+    verdict = verify([*GOOD[:3], late])
+    (offence,) = verdict.offences
+    assert (offence.kind, offence.zk_id, offence.expected, offence.found) == (
+        "link",
+        4,
+        link(4, "e", GOOD[2].hash),
+        late.hash,
+    )
+    assert offence.rows == (GOOD[1], GOOD[2], late)
+    assert str(verdict).startswith("Invalid: entry 4 of e holds hash")
+    assert "made after entry 2 of b" in str(verdict)
+
+
+def test_a_link_made_to_nothing_is_recognised() -> None:
+    assert "as if the chain were empty" in str(verify([GOOD[0], Row(2, "a", link(2, "a", ""))]))
+
+
+def test_a_fork_names_both_entries_that_claim_the_place() -> None:
+    verdict = verify([*GOOD[:3], FORKS[2], GOOD[3]])
+    assert verdict.counts == {"fork": 1}
+    assert verdict.offences[0].rows == (GOOD[2], FORKS[2])
+    assert "two entries claim place 3: entry 3 of a (" in str(verdict)
+
+
+def test_both_branches_of_a_fork_may_go_on() -> None:
+    other = successor(FORKS[2], "d")
+    assert verify([*GOOD[:3], FORKS[2], GOOD[3], other]).counts == {"fork": 2}
+
+
+def test_a_gap_counts_once_however_wide() -> None:
+    far = Row(1 << 60, "a", link(1 << 60, "a", GOOD[1].hash))
+    verdict = verify([*GOOD[:2], far])
+    assert verdict.counts == {"gap": 1}
+    assert "entries 3 to 1152921504606846975 are missing" in str(verdict)
+
+
+@given(st.integers(0, 99), st.sampled_from(["node_id", "hash", "zk_id", "gone"]))
+def test_one_change_anywhere_in_a_longer_chain_is_found_at_its_place(at: int, what: str) -> None:
+    rows = list(extend(None, ["a", "b"] * 50))
+    old = rows[at]
+    change = {
+        "node_id": [old._replace(node_id="c")],
+        "hash": [old._replace(hash=link(at, "x", ""))],
+        "zk_id": [old._replace(zk_id=101)],
+        "gone": [],
+    }
+    rows[at : at + 1] = [] if what == "zk_id" else change[what]
+    rows += change["zk_id"] if what == "zk_id" else []
+    if at == 99 and what in {"gone", "zk_id"}:
+        assert verify(rows, keep=MANY).valid is (what == "gone")
+    elif at == 0 and what in {"gone", "zk_id"}:
+        assert verify(rows).unchecked
+    else:
+        assert verify(rows).offences[0].zk_id == at + 1
+
+
+# A history
+
+
+@st.composite
+def histories(draw: st.DrawFn, row: st.SearchStrategy[Row] = ANY_ROW, *, timely: bool = True) -> list[Event]:
+    """Any events at all, as long as each attempt ends at most once and after it began."""
+    places: list[tuple[int, int, Event]] = []
+    for n in range(draw(st.integers(0, 7))):
+        process = draw(st.sampled_from(["a/1", "b/1", "b/2"]))
+        start = draw(st.integers(0, 12))
+        end = start + draw(st.integers(0, 6))
+        outcome = draw(st.sampled_from(["ok", "ok", "ok", "info", "fail", None]))
+        if draw(st.integers(0, 2)):
+            op, request, value = "append", draw(st.sampled_from([f"own {n}", "r0", "r1"])), draw(row)
+        else:
+            rows = tuple(ascending(draw(st.lists(row, max_size=3))))
+            op, request = "read", f"read {n}"
+            value = Read(draw(st.integers(0, 3)), draw(st.integers(0, 5)), rows)  # type: ignore[assignment]
+        region, node = process[0], f"{process[0]}-primary"
+        invoke = Event(start, process, region, "invoke", op, request, node)  # type: ignore[arg-type]
+        if draw(st.integers(0, 9)) or outcome in {"fail", "info"} or op == "read":
+            places.append((start if timely else draw(st.integers(0, 20)), 2 * n, invoke))
+        if outcome:
+            told = value if outcome == "ok" else None
+            event = Event(end, process, region, outcome, op, request, node, told)  # type: ignore[arg-type]
+            places.append((max(end, places[-1][0]) if places else end, 2 * n + 1, event))
+    events = [event for *_, event in sorted(places, key=lambda place: place[:2])]
+    first = draw(CHAINS)
+    for region in draw(st.sampled_from(["", "a", "ab", "ab", "abc"])):
+        rows = draw(CHAINS | st.just(first) | st.just(first))
+        cut = draw(st.integers(0, len(rows)))
+        lines = [rows[:cut], rows[cut:]] if draw(st.booleans()) else [rows]
+        more = draw(st.integers(0, 7)) == 0
+        for n, line in enumerate(lines, 1):
+            final = Final(tuple(line), more or n < len(lines))
+            events.append(Event(99, f"{region}/final", region, "final", "read", None, f"{region}-primary", final))
+    return events
+
+
+def agrees_with_the_definition(events: list[Event]) -> None:
+    truth = definition.History(events)
+    expected = truth.offences()
+    verdict = check(events, keep=MANY)
+    found = {kind: sorted(o.zk_id for o in verdict.offences if o.kind == kind) for kind in verdict.counts}
+    counts = {kind: len(places) for kind, places in expected.items()}
+    if "excess" in expected:  # explained once, counted as often as it happened
+        expected["excess"] = expected["excess"][:1]
+    assert found == expected
+    assert verdict.counts == counts
+    assert verdict.valid is truth.valid()
+    if expected:
+        assert (verdict.offences[0].zk_id, verdict.offences[0].kind) == min(
+            ((zk_id, kind) for kind, places in expected.items() for zk_id in places),
+            key=lambda place: (place[0], KINDS.index(place[1])),
+        )
+    speaks_plainly(events)
+
+
+def speaks_plainly(events: list[Event]) -> None:
+    verdict = check(events)
+    assert str(verdict).startswith(("Valid: ", "Invalid: ", "Unknown: "))
+    assert "\n" not in str(verdict)
+    assert json.loads(json.dumps(verdict.to_dict()))["valid"] is verdict.valid
+    assert verdict.exit_code == {True: 0, False: 1, None: 2}[verdict.valid]
+    assert "</p>" in verdict._repr_html_()
+    assert not verdict.offences or verdict.offences[0].explanation in str(verdict)
+
+
+@settings(max_examples=300)
+@given(histories())
+def test_check_finds_in_any_history_what_the_definition_finds(events: list[Event]) -> None:
+    agrees_with_the_definition(events)
+
+
+@settings(max_examples=300)
+@given(histories(MOSTLY_GOOD))
+def test_check_finds_what_the_definition_finds_when_most_is_right(events: list[Event]) -> None:
+    agrees_with_the_definition(events)
+
+
+@settings(max_examples=150)
+@given(histories(st.sampled_from(GOOD), timely=False))
+def test_the_order_of_lines_matters_only_within_a_process(events: list[Event]) -> None:
+    agrees_with_the_definition(events)
+
+
+# What the strategy above does not reach
+
+
+def events_of(process: str, request: str | None, row: Row, start: int, end: int) -> list[Event]:
+    region = process[0]
+    return [
+        Event(start, process, region, "invoke", "append", request, f"{region}-primary"),
+        Event(end, process, region, "ok", "append", request, f"{region}-primary", row),
+    ]
+
+
+def finals(rows: Iterable[Row], regions: str = "ab", *, more: bool = False) -> list[Event]:
+    final = Final(tuple(rows), more)
+    return [Event(99, f"{r}/final", r, "final", "read", None, f"{r}-primary", final) for r in regions]
+
+
+RIGHT = [e for n, row in enumerate(GOOD) for e in events_of("ab"[n % 2] + "/1", f"q{n}", row, 10 * n, 10 * n + 5)]
+
+
+def test_a_right_history_is_valid_and_says_what_was_looked_at() -> None:
+    assert str(check(RIGHT + finals(GOOD))) == (
+        "Valid: 5 acknowledged appends in real-time order, each in its place once; "
+        "2 chains of 5 entries agree, every link holds."
+    )
+
+
+def test_nothing_written_is_unknown() -> None:
+    assert check([]).valid is None
+    assert check(finals([])).valid is None
+    refused = [RIGHT[0], RIGHT[0]._replace(type="fail", error="no quorum")]
+    verdict = check(refused + finals([]))
+    assert (verdict.valid, verdict.exit_code) == (None, 2)
+    assert verdict.checked["failed"] == 1
+
+
+def test_without_finals_a_history_is_judged_on_what_clients_were_told_and_says_so() -> None:
+    verdict = check(RIGHT)
+    assert verdict.valid
+    assert "Not checked: lost appends and regions that disagree" in str(verdict)
+
+
+def test_a_region_whose_chain_was_not_read_is_named() -> None:
+    verdict = check(RIGHT + finals(GOOD, "a"))
+    assert verdict.valid
+    assert verdict.unchecked == ("the chain of b, which was not read at the end",)
+
+
+def test_a_final_that_is_cut_short_accuses_nobody_and_acquits_nobody() -> None:
+    verdict = check(RIGHT + finals(GOOD, "a") + finals(GOOD[:3], "b", more=True))
+    assert verdict.valid is None
+    assert verdict.unchecked == ("the chain of b above entry 3, where its final is cut",)
+    tampered = [GOOD[0], GOOD[1]._replace(node_id="z")]
+    assert check(RIGHT + finals(tampered, "b", more=True)).valid is False
+
+
+def test_finals_of_several_nodes_of_a_region_must_agree_too() -> None:
+    replica = finals(GOOD[:4], "a")[0]._replace(node="a-replica-1")
+    assert check([*RIGHT, *finals(GOOD), replica]).counts == {"lost": 1, "diverged": 1}
+
+
+def test_a_retry_that_is_acknowledged_again_with_the_same_entry_is_no_offence() -> None:
+    again = events_of("b/2", "q0", GOOD[0], 60, 70)
+    assert check(RIGHT + again + finals(GOOD)).valid
+
+
+def test_an_entry_of_an_indefinite_append_is_accounted_for_but_only_once() -> None:
+    lost = [*RIGHT[:-1], RIGHT[-1]._replace(type="info", value=None, error="time-out")]
+    assert check(lost + finals(GOOD)).valid
+    assert check(lost + finals(GOOD[:4])).valid
+    twice = [*GOOD, successor(GOOD[-1], "b")]
+    verdict = check(lost + finals(twice))
+    assert verdict.counts == {"excess": 1}
+    assert verdict.offences[0].zk_id == 6
+
+
+def test_an_append_that_failed_for_certain_accounts_for_no_entry() -> None:
+    refused = [*RIGHT[:-1], RIGHT[-1]._replace(type="fail", value=None)]
+    assert check(refused + finals(GOOD)).counts == {"excess": 1}
+    assert check(refused + finals(GOOD[:4])).valid
+
+
+def test_a_failed_attempt_does_not_settle_an_earlier_one_that_timed_out() -> None:
+    attempts = [RIGHT[-2], RIGHT[-1]._replace(type="info", value=None), RIGHT[-2], RIGHT[-1]._replace(type="fail")]
+    assert check(RIGHT[:-2] + attempts + finals(GOOD)).valid
+
+
+def test_a_time_out_whose_invocation_is_not_on_record_may_have_happened_all_the_same() -> None:
+    assert check([*RIGHT[:-2], RIGHT[-1]._replace(type="info", value=None), *finals(GOOD)]).valid
+
+
+def test_entries_read_before_the_first_append_belong_to_an_earlier_run() -> None:
+    before = Event(0, "a/0", "a", "ok", "read", None, "a-primary", Read(0, 3, GOOD[2:3]))
+    assert check(RIGHT[6:] + finals(GOOD)).counts == {"excess": 3}
+    assert check([before, *RIGHT[6:], *finals(GOOD)]).valid
+
+
+def test_entries_read_later_do_not() -> None:
+    after = Event(45, "a/0", "a", "ok", "read", None, "a-primary", Read(0, 3, GOOD[2:3]))
+    assert check([*RIGHT[6:], after, *finals(GOOD)]).counts == {"excess": 3}
+
+
+def test_of_several_acknowledgements_the_earliest_counts() -> None:
+    one = [*events_of("b/1", "q1", GOOD[1], 0, 50), *events_of("b/2", "q1", GOOD[1], 10, 20)]
+    assert check(one + events_of("a/1", "q0", GOOD[0], 30, 60) + finals(GOOD[:2])).counts == {"reordered": 1}
+
+
+def test_appends_without_request_ids_are_told_apart_by_their_process() -> None:
+    nameless = [e._replace(request_id=None) for e in RIGHT]
+    assert check(nameless + finals(GOOD)).checked["appends"] == 5
+    assert check(nameless + finals(GOOD)).valid
+    hurried = [nameless[0], nameless[0]]
+    with pytest.raises(BadInput, match="a/1 invokes an append while another is open"):
+        check(hurried)
+    unheard = [e for e in nameless if e.type == "ok"]
+    assert check(unheard + finals(GOOD)).checked["appends"] == 5
+
+
+def test_reads_under_way_together_are_held_to_what_was_told_before_the_first_began() -> None:
+    ask = Event(20, "a/1", "a", "invoke", "read", None, "a-replica-1")
+    answer = ask._replace(type="ok", value=Read(0, 1, GOOD[:1]))
+    own = RIGHT[:2]  # a/1 has appended entry 1
+    more = events_of("a/1", "q2", GOOD[2], 20, 25)
+    assert check([*own, ask, *more, ask, answer, answer]).valid
+    assert check([*own, *more, ask, answer]).counts == {"read-your-writes": 1}
+    assert check([*own, ask, answer, *more, ask, answer]).counts == {"read-your-writes": 1}
+
+
+def test_a_read_that_failed_binds_nothing() -> None:
+    ask = Event(20, "a/1", "a", "invoke", "read", None, "a-replica-1")
+    events = [*RIGHT[:2], ask, ask._replace(type="fail"), *RIGHT[2:], ask, ask._replace(type="ok", value=Read(0, 5))]
+    assert check(events + finals(GOOD)).valid
+
+
+def test_equal_times_are_concurrent() -> None:
+    """Entry 2 is acknowledged in the very nanosecond in which entry 1 is invoked, then a nanosecond earlier."""
+    for acked, kinds in ((50, set()), (49, {"reordered"})):
+        events = events_of("b/1", "q1", GOOD[1], 0, acked) + events_of("a/1", "q0", GOOD[0], 50, 60)
+        assert set(check(events + finals(GOOD[:2])).counts) == kinds
+
+
+def test_an_order_violation_names_both_appends_and_their_times() -> None:
+    events = events_of("b/1", "q1", GOOD[1], 0, 1_000_000) + events_of("a/1", "q0", GOOD[0], 2_000_000, 3_000_000)
+    (offence,) = check(events + finals(GOOD[:2])).offences
+    assert offence.rows == (GOOD[0], GOOD[1])
+    assert [(e.request_id, e.type, e.time) for e in offence.events] == [
+        ("q1", "invoke", 0),
+        ("q1", "ok", 1_000_000),
+        ("q0", "invoke", 2_000_000),
+        ("q0", "ok", 3_000_000),
+    ]
+    assert "invoked by a/1 at 0.002000 s, after entry 2 of b" in str(offence)
+    assert "acknowledged to b/1 at 0.001000 s" in str(offence)
+
+
+def test_a_fork_says_who_was_told_and_where_each_entry_stands() -> None:
+    rival = FORKS[3]
+    events = [*RIGHT, *events_of("c/1", "qx", rival, 0, 50)]
+    verdict = check(events + finals(GOOD, "a") + finals([*GOOD[:3], rival], "c"))
+    assert verdict.offences[0].kind == "fork"
+    assert f"entry 4 of c ({GOOD[3].hash[:8]}), acknowledged to b/1 and in the chain of a; " in str(verdict)
+    assert f"entry 4 of d ({rival.hash[:8]}), acknowledged to c/1 and in the chain of c" in str(verdict)
+
+
+def test_a_lost_append_names_the_region_and_what_stands_there() -> None:
+    rival = FORKS[3]
+    verdict = check(RIGHT + finals(GOOD, "a") + finals([*GOOD[:3], rival], "b"))
+    lost = next(offence for offence in verdict.offences if offence.kind == "lost")
+    assert (lost.zk_id, lost.region) == (4, "b")
+    assert "acknowledged to b/1 at 0.000000 s and is missing in b, where entry 4 of d" in lost.explanation
+    assert lost.rows == (GOOD[3], rival)
+
+
+def test_an_acknowledged_entry_is_lost_where_another_stands_however_regular_the_chains_look() -> None:
+    verdict = check([*RIGHT, *events_of("c/1", "qx", FORKS[3], 0, 50), *finals(GOOD)])
+    assert verdict.counts == {"fork": 1, "lost": 1}
+
+
+def test_a_chain_that_skips_an_entry_says_nothing_of_the_link_to_that_entry() -> None:
+    late = LATE[2]  # entry 5 made after entry 3
+    told = RIGHT[:8] + events_of("a/1", "q4", late, 40, 45)
+    verdict = check(told + finals([*GOOD[:3], late], "a") + finals([*GOOD[:4], late], "b"))
+    assert [(o.kind, o.zk_id) for o in verdict.offences] == [("gap", 4), ("lost", 4), ("diverged", 4), ("link", 5)]
+
+
+def test_a_chain_of_other_entries_says_nothing_of_the_links_between_those_that_were_told() -> None:
+    wrong = GOOD[4]._replace(node_id="c")
+    told = RIGHT[:8] + events_of("a/1", "q4", wrong, 40, 45)
+    verdict = check(told + finals(GOOD, "a") + finals([*GOOD[:4], wrong], "b"))
+    assert verdict.counts == {"fork": 1, "link": 1, "lost": 1, "diverged": 1}
+
+
+def test_only_the_first_offences_are_explained_but_all_are_counted() -> None:
+    events = [e for n, row in enumerate(FORKS) for e in events_of("a/1", f"x{n}", row, 0, 99)]
+    verdict = check(RIGHT + events, keep=2)
+    assert len(verdict.offences) == 2
+    assert [o.zk_id for o in verdict.offences if o.kind == "fork"] == [1, 2][: len(verdict.offences)]
+    assert verdict.counts["fork"] == 5
+
+
+def test_the_first_offences_are_those_with_the_lowest_numbers_in_whatever_order_they_are_found() -> None:
+    backwards = [e for n, row in enumerate(reversed(GOOD)) for e in events_of("a/1", f"q{n}", row, 10 * n, 10 * n + 5)]
+    verdict = check(backwards + finals(GOOD), keep=2)
+    assert verdict.counts == {"reordered": 4}
+    assert [offence.zk_id for offence in verdict.offences] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        finals(reversed(GOOD)),
+        [RIGHT[0]._replace(type="ok", value=None)],
+        [Event(0, "a/1", "a", "ok", "read", None, "n", None)],
+        [Event(0, "a/1", "a", "final", "read", None, "n", None)],
+        [Event(0, "a/1", "a", "ok", "read", None, "n", Read(0, 5, GOOD[::-1]))],
+    ],
+)
+def test_events_that_contradict_themselves_as_a_record_are_refused(events: list[Event]) -> None:
+    with pytest.raises(BadInput):
+        check(events)
+
+
+def test_a_verdict_for_a_program_holds_rows_and_counts() -> None:
+    answer = check(RIGHT + finals(GOOD, "a") + finals(GOOD[:4], "b")).to_dict()
+    assert (answer["valid"], answer["counts"]) == (False, {"lost": 1, "diverged": 1})
+    assert answer["offences"][0]["rows"] == [GOOD[4]._asdict()]
+
+
+def test_a_verdict_in_a_notebook_shows_nothing_that_a_row_could_smuggle_in() -> None:
+    verdict = verify([Row(1, "<script>", "")])
+    assert "<script>" in str(verdict)
+    assert "<script>" not in verdict._repr_html_()
