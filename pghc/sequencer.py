@@ -164,7 +164,7 @@ class Sequencer:
         while True:
             epoch = self._epochs[-1]
             try:
-                self._await_quorum("append to the log", deadline)
+                self.await_quorum("append to the log", _left(deadline))
                 sent = True
                 results = self._create(epoch, data).get(timeout=_left(deadline))
             except (Unavailable, *LOST) as error:
@@ -379,14 +379,15 @@ class Sequencer:
     def _guarded(self, what: str, timeout: float | None) -> Iterator[float]:
         """Run reads and idempotent changes before a deadline, with kazoo's errors turned into `Unavailable`."""
         deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
-        self._await_quorum(what, deadline)
+        self.await_quorum(what, _left(deadline))
         try:
             yield deadline
         except LOST as error:
             raise self._unavailable(what) from error
 
-    def _await_quorum(self, what: str, deadline: float) -> None:
-        if not self._connected.wait(_left(deadline)):
+    def await_quorum(self, what: str, timeout: float) -> None:
+        """Wait for a connection to a server with a quorum. Raises `Unavailable`, which names ``what`` was to be done."""
+        if not self._connected.wait(timeout):
             raise self._unavailable(what)
 
     def _unavailable(self, what: str) -> Unavailable:

@@ -171,6 +171,7 @@ class Broadcast(Base):
             return
         self._queued.clear()
         try:
+            self.sequencer.await_quorum("append to the log", 0.5)  # before any append counts as sent
             if self._ended:
                 self.sequencer.next_epoch(self._ended)
                 self._ended = None

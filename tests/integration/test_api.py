@@ -287,11 +287,12 @@ def test_a_position_that_no_region_has_is_a_conflict_and_not_worth_a_retry(
 # Errors
 
 
+@pytest.mark.parametrize("writer", ["causal", "broadcast"])
 def test_without_a_quorum_appends_are_refused_for_certain_and_reads_go_on(
-    cluster: Embedded, urls: dict[str, str], client: httpx.Client
+    cluster: Embedded, urls: dict[str, str], client: httpx.Client, writer: str
 ) -> None:
     faults = Faults(cluster)
-    with own_node(cluster, "us-east", append_seconds=2) as node:
+    with own_node(cluster, "us-east", append_seconds=2, writer=writer) as node:
         assert client.post(f"{node.url}/chain").status_code == 200
         with faults.kill("eu-west-zookeeper"), faults.kill("ap-south-zookeeper"):
             assert eventually(lambda: client.post(f"{node.url}/chain").status_code == 503)
