@@ -386,7 +386,7 @@ class Sequencer:
             raise self._unavailable(what) from error
 
     def await_quorum(self, what: str, timeout: float) -> None:
-        """Wait for a connection to a server with a quorum. Raises `Unavailable`, which names ``what`` was to be done."""
+        """Wait for a server with a quorum. Raises `Unavailable`, which names ``what`` was to be done."""
         if not self._connected.wait(timeout):
             raise self._unavailable(what)
 
