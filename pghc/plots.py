@@ -11,7 +11,7 @@ import math
 import tomllib
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from io import BytesIO
 from itertools import combinations
@@ -166,6 +166,22 @@ def inversions(messages: Sequence[Message]) -> list[tuple[str, str, str, float]]
             if before > when:
                 found.append((earlier.label, later.label, region, before - when))
     return found
+
+
+def shown(messages: Sequence[Message]) -> list[Message]:
+    """The same writes, seen where and when readers of a prefix see them: not before all those before them have come.
+
+    Rows travel from each region by a way of its own, so a row may be in a table before an earlier one. What the writer
+    itself wrote keeps its time: that it comes after all earlier ones is for the writer to see to.
+    """
+    return [
+        replace(message, seen={
+            region: when if region == message.origin else max(before.seen[region] for before in messages[:number])
+            for region, when in message.seen.items()
+            if all(region in before.seen for before in messages[:number])
+        })
+        for number, message in enumerate(messages, 1)
+    ]  # fmt: skip
 
 
 def spacetime(
