@@ -171,17 +171,19 @@ def inversions(messages: Sequence[Message]) -> list[tuple[str, str, str, float]]
 def shown(messages: Sequence[Message]) -> list[Message]:
     """The same writes, seen where and when readers of a prefix see them: not before all those before them have come.
 
-    Rows travel from each region by a way of its own, so a row may be in a table before an earlier one. What the writer
-    itself wrote keeps its time: that it comes after all earlier ones is for the writer to see to.
+    Rows travel from each region by a way of its own, so a row may be in a table before an earlier one. Where a row was
+    written, it keeps its time: that it comes after all earlier ones is for the writer to see to.
     """
-    return [
-        replace(message, seen={
-            region: when if region == message.origin else max(before.seen[region] for before in messages[:number])
+    found = []
+    for number, message in enumerate(messages, 1):
+        written = min(message.seen.values(), default=0.0)
+        seen = {
+            region: when if when == written else max(before.seen[region] for before in messages[:number])
             for region, when in message.seen.items()
             if all(region in before.seen for before in messages[:number])
-        })
-        for number, message in enumerate(messages, 1)
-    ]  # fmt: skip
+        }
+        found.append(replace(message, seen=seen))
+    return found
 
 
 def spacetime(
