@@ -139,6 +139,42 @@ def test_2_a_different_row_in_the_same_place_is_refused(views: dict[str, View], 
     assert [row.node_id for row in store.chain()] == [store.node]
 
 
+REFUSALS = "select sum(apply_error_count)::int from pg_stat_subscription_stats"
+
+
+def test_2_the_same_row_that_arrives_is_accepted_silently(
+    cluster: Backend, views: dict[str, View], stack: ExitStack
+) -> None:
+    us, eu = list(views)[:2]
+    stores = [stack.enter_context(Store(views[name])) for name in (us, eu)]
+    admins = [stack.enter_context(Reader(views[store.view.region], store.node, admin=True)) for store in stores]
+    before = [admin.rows(REFUSALS) for admin in admins]
+    start = stores[0].cursor()
+    one, request = successor(start, "us-east-primary"), new_id()
+    with Faults(cluster).partition(us, eu):
+        for store in stores:
+            assert store.put(start.position + 1, one.node_id, request, one) == one
+    two = successor(one, stores[0].node)
+    assert stores[0].put(start.position + 2, two.node_id, new_id(), two) == two
+    until(lambda: list(stores[1].chain()) == [one, two])
+    assert [admin.rows(REFUSALS) for admin in admins] == before
+
+
+def test_2_a_different_row_that_arrives_is_refused_not_dropped(
+    cluster: Backend, views: dict[str, View], stack: ExitStack
+) -> None:
+    us, eu = list(views)[:2]
+    stores = [stack.enter_context(Store(views[name])) for name in (us, eu)]
+    admin = stack.enter_context(Reader(views[us], stores[0].node, admin=True))
+    before = admin.rows(REFUSALS)[0][0]
+    with Faults(cluster).partition(us, eu):
+        for store in stores:
+            store.insert(successor(None, store.node), new_id())
+    until(lambda: admin.rows(REFUSALS)[0][0] > before, seconds=10)
+    assert [row.node_id for row in stores[0].chain()] == [stores[0].node], "the first one stays"
+    workload.begin_chain(list(views.values()))  # ends what is stuck
+
+
 # 3  A retry under the same request id yields the same entry.
 
 
