@@ -79,7 +79,7 @@ topology() {
     k get configmaps -A -l $label --field-selector metadata.name=topology -o jsonpath='{.items[0].data.topology\.json}' > "$work/topology.json" 2>/dev/null || true
     if [ -s "$work/topology.json" ]; then
       if [ ${#asked[@]} -gt 0 ] && ! "$python" -c 'import json, sys; a, b = (json.load(open(f)) for f in sys.argv[1:]); sys.exit(a != b)' "$work/topology.json" "$work/asked.json"; then
-        fail "the cluster $name has another topology ($(pghc names "$work/topology.json" | paste -sd ' '))" "cluster/down.sh, then again; or --name for a second cluster."
+        fail "the cluster $name has another topology ($(pghc names "$work/topology.json" | paste -sd ' ' -))" "cluster/down.sh, then again; or --name for a second cluster."
       fi
       return
     fi
@@ -128,7 +128,7 @@ create() {
   need_kind; need_kubectl
   pghc config "$work/topology.json" --name "$name" > "$work/kind.yaml"
   made=new
-  step "making the cluster $name: a control plane and a node for each of $(pghc names "$work/topology.json" | paste -sd ' ')"
+  step "making the cluster $name: a control plane and a node for each of $(pghc names "$work/topology.json" | paste -sd ' ' -)"
   kind create cluster --name "$name" --config "$work/kind.yaml" --image "$node_image" > "$work/kind.log" 2>&1 || {
     grep -E '✗|ERROR|rror:' "$work/kind.log" | cut -c 1-300 >&2
     fail "kind could not make the cluster; its whole log is $work/kind.log" "$(case $(cat "$work/kind.log") in
@@ -212,8 +212,8 @@ wait_for_pods() {
 
 check
 case $(state) in
-  incomplete) fail "of the cluster $name only a part is left ($(nodes | paste -sd ' '))" "cluster/down.sh removes the rest, then again." ;;
-  paused) fail "the nodes of $name are paused, by somebody's docker pause" "docker unpause $(nodes --filter status=paused | paste -sd ' ')" ;;
+  incomplete) fail "of the cluster $name only a part is left ($(nodes | paste -sd ' ' -))" "cluster/down.sh removes the rest, then again." ;;
+  paused) fail "the nodes of $name are paused, by somebody's docker pause" "docker unpause $(nodes --filter status=paused | paste -sd ' ' -)" ;;
   none) topology new; create ;;
   stopped) begin stopped; topology existing ;;
   whole) begin whole; topology existing ;;
