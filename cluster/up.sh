@@ -122,6 +122,9 @@ state() { # none, whole, stopped, paused or incomplete: what is there of the clu
   if [ "$(nodes --filter status=paused)" ]; then echo paused; return; fi
   if [ ${#running[@]} -lt ${#all[@]} ]; then echo stopped; else echo whole; fi
 }
+only_a_part() {
+  fail "of the cluster $name only a part is left ($(nodes | paste -sd ' ' -))" "cluster/down.sh removes the rest, then again."
+}
 
 create() {
   room
@@ -227,10 +230,13 @@ wait_for_pods() {
 check
 found=$(state)
 case $found in
-  incomplete) fail "of the cluster $name only a part is left ($(nodes | paste -sd ' ' -))" "cluster/down.sh removes the rest, then again." ;;
+  incomplete) only_a_part ;;
   paused) fail "the nodes of $name are paused, by somebody's docker pause" "docker unpause $(nodes --filter status=paused | paste -sd ' ' -)" ;;
   none) topology new; create ;;
-  *) begin "$found"; topology existing; build_images; load ;;
+  *)
+    begin "$found"; topology existing
+    [ "$(nodes | wc -l)" -gt "$(pghc names "$work/topology.json" | wc -l)" ] || only_a_part
+    build_images; load ;;
 esac
 install
 wait_for_pods

@@ -118,6 +118,14 @@ def test_a_half_deleted_cluster_is_to_be_removed(machine: Machine) -> None:
     refused(machine.up(), "only a part is left", "cluster/down.sh")
 
 
+def test_a_cluster_that_lacks_a_regions_node_is_to_be_removed(machine: Machine) -> None:
+    three = "printf 'x-control-plane\\nx-worker\\nx-worker2\\n'"
+    machine.has("docker", f'case "$*" in *paused*) ;; ps*) {three} ;; esac')
+    machine.has("kind", "exit 0")
+    machine.has("kubectl", "exit 0")
+    refused(machine.up("--name", "x"), "only a part is left (x-control-plane x-worker x-worker2)", "cluster/down.sh")
+
+
 def test_paused_nodes_are_to_be_unpaused(machine: Machine) -> None:
     machine.has("docker", "[ \"$1\" != ps ] || printf 'x-control-plane\\nx-worker\\nx-worker2\\n'")
     refused(machine.up("--name", "x"), "are paused", "docker unpause x-control-plane")
