@@ -106,7 +106,7 @@ choose_node_image() {
   step "fetching the node image $stock"
   node_image=$stock
   if timeout 600 docker pull --quiet $stock >/dev/null 2>"$work/pull"; then return; fi
-  step "no registry can be reached ($(tail -n 1 "$work/pull" | cut -c 1-120)): building the node image, about 6 minutes, once"
+  step "no registry can be reached ($(tail -n 1 "$work/pull" | cut -c 1-120)): building the node image, about 9 minutes, once"
   command -v go >/dev/null || fail "the stock node image cannot be pulled, and Go, to build one, is not installed" \
     "Go 1.26 or later: https://go.dev/dl; or carry $stock here with docker save and docker load; or --node-image."
   [ "$(id -u)" = 0 ] || fail "building the node image needs root" "sudo --preserve-env=HOME,PGHC_CACHE cluster/node-image/build.sh, once."
@@ -123,6 +123,7 @@ state() { # none, whole, stopped, paused or incomplete: what is there of the clu
   if [ ${#running[@]} -lt ${#all[@]} ]; then echo stopped; else echo whole; fi
 }
 only_a_part() {
+  made='' # nothing more need be said
   fail "of the cluster $name only a part is left ($(nodes | paste -sd ' ' -))" "cluster/down.sh removes the rest, then again."
 }
 
