@@ -1,7 +1,7 @@
 """How long the checker takes, and how much memory, for a history of a million operations in three regions.
 
 Writes the history (about a gigabyte with its finals) and judges it in a process of its own:
-``python benchmarks/judge.py [--operations N] [--keep FILE]``. No servers are needed: what is measured is the judge.
+``python -m benchmarks.judge [--operations N] [--keep FILE]``. No servers are needed: what is measured is the judge.
 """
 
 from __future__ import annotations

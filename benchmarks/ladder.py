@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -294,6 +297,21 @@ class Bench:
         )
 
 
+    def compare_and_swap_on_etcd(self) -> Line:
+        """The same on etcd, in a process of its own."""
+        name = "compare-and-swap on etcd"
+        self.say(f"{name}: 1 client a region")
+        many = f"1 x {len(self.views)}"
+        if not shutil.which("etcd"):
+            return Line(name, many, "not measured", note="etcd is not installed (Debian: etcd-server)")
+        command = [sys.executable, "-m", "benchmarks.etcd", "--seconds", str(self.seconds)]
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=120).stdout)
+        note = "appends by region: " + ", ".join(f"{region} {count}" for region, count in found["appends"].items())
+        if not found["valid"]:
+            return Line(name, many, "invalid", note=note)
+        return Line(name, many, "valid", found["rate"], found["p50"], found["p99"], note=note)
+
+
 class Appends(Protocol):
     """What is measured of a writer."""
 
@@ -379,7 +397,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     lines += [bench.loaded(name, clients) for clients in (1, 16) for name in NAMES]
     lines += [bench.loaded("causal", 256), bench.loaded("broadcast", 256)]
     lines += [bench.loaded("broadcast", 1, in_flight=10_000)]
-    lines += [bench.single_primary(), bench.compare_and_swap()]
+    lines += [bench.single_primary(), bench.compare_and_swap(), bench.compare_and_swap_on_etcd()]
     return {"limits": limits, "lines": lines, "ratios": ratios(bench, limits, lines)}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from typing import Literal
 
 from pghc.chain import Row
 from pghc.errors import ClusterError
@@ -20,14 +21,16 @@ from pghc.verifier import Offence, Verdict, verify
 SETTLE_SECONDS = 3.0
 
 
-def audit(reader: Reader, last: int | None = None) -> Verdict:
+def audit(reader: Reader, last: int | None = None, *, patience: float = SETTLE_SECONDS) -> Verdict:
     """The verdict on the last ``last`` entries (None: all) that this server has. Raises `Unavailable`.
 
-    An entry may be here before the one below it, which comes from another region: a gap is one when it stays.
+    An entry may be here before the one below it, which comes from another region: a gap is one when it stays for
+    ``patience`` seconds.
     """
-    deadline = time.monotonic() + SETTLE_SECONDS
+    deadline = time.monotonic() + patience
     while True:
-        count, offences = reader.offences(last)
+        anchor = reader.anchor(last)
+        count, offences = reader.offences(anchor)
         if not offences or any(expected for _, _, _, expected, _ in offences) or time.monotonic() > deadline:
             break
         time.sleep(0.1)  # replication that stands still notifies nobody
@@ -35,9 +38,8 @@ def audit(reader: Reader, last: int | None = None) -> Verdict:
         return Verdict(None, "the chain is empty, there is nothing to verify", checked={"entries": 0, "links": 0})
     if not offences:
         return Verdict(True, f"{count} entries, every link holds", checked={"entries": count, "links": count})
-    top = reader.last()
-    after = _entry(reader, top.zk_id - last) if top and last is not None else None
-    verdict = verify(reader.chain(after=after.zk_id if after else 0), after=after)
+    after = _entry(reader, anchor, "<=")  # one that is missing there is an offence of the entry after it
+    verdict = verify(reader.chain(after=anchor), after=after, whole=after is None)
     if verdict.valid:
         raise ClusterError(f"{reader.node}: the database finds {len(offences)} offences that its rows do not show")
     return verdict
@@ -90,6 +92,8 @@ def _first_difference(readers: Sequence[Reader]) -> Offence | None:
     return Offence("fork", low, "", "one entry", claims, f"{len(rows)} entries claim place {low}: {where}", rows)
 
 
-def _entry(reader: Reader, zk_id: int) -> Row | None:
-    rows = reader.rows("select * from public.chain where zk_id = %s", zk_id, what=f"read entry {zk_id}")
+def _entry(reader: Reader, zk_id: int, comparison: Literal["=", "<="] = "=") -> Row | None:
+    """The entry of this number, or with "<=" the last one up to it."""
+    query = f"select * from public.chain where zk_id {comparison} %s order by zk_id desc limit 1"  # noqa: S608  # literals
+    rows = reader.rows(query, zk_id, what=f"read entry {zk_id}")
     return Row(*rows[0]) if rows else None

@@ -1,8 +1,8 @@
 """What the servers themselves know about where and when things happened, as data for `pghc.plots`.
 
-Evidence of a write is its commit time at the origin (Postgres keeps it: ``track_commit_timestamp``), the time at which
-each other region's primary got it (``pghc.request.seen``), and the time at which its log entry was agreed on (ZooKeeper
-keeps it). All are wall-clock times of the servers' machines; on one machine, of one clock.
+Evidence of a write is its commit time where it was written (Postgres keeps it: ``track_commit_timestamp``), the time at
+which each other region's primary got it (``pghc.request.seen``), and the time at which its log entry was agreed on
+(ZooKeeper keeps it). All are wall-clock times of the servers' machines; on one machine, of one clock.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from pghc.sequencer import Sequencer
 from pghc.store import Reader
 from pghc.topology import View
 
+# A row that came by replication carries the commit time of where it was written: often, not always, the node it names
 _WRITES = """
     select r.request_id::text, r.position, c.zk_id, c.node_id, c.hash,
-           1000 * extract(epoch from pg_xact_commit_timestamp(c.xmin))::float, 1000 * extract(epoch from r.seen)::float
+           1000 * extract(epoch from case when (pg_xact_commit_timestamp_origin(c.xmin)).roident = 0
+                                          then pg_xact_commit_timestamp(c.xmin) else r.seen end)::float
     from pghc.request r join public.chain c using (zk_id) where c.zk_id between %s and %s"""
 
 
@@ -38,11 +40,10 @@ def writes(views: Sequence[View], first: int = 1, last: int = 1 << 62) -> list[M
     positions: dict[str, int] = {}
     for view in views:
         with Reader(view, view.topology.region(view.region).primary) as reader:
-            for request, position, zk_id, node_id, digest, committed, arrived in reader.rows(_WRITES, first, last):
+            for request, position, zk_id, node_id, digest, had in reader.rows(_WRITES, first, last):
                 rows.setdefault(request, Row(zk_id, node_id, digest))
                 positions[request] = position
-                own = origin_of.get(node_id) == view.region and committed is not None
-                seen.setdefault(request, {})[view.region] = committed if own else arrived
+                seen.setdefault(request, {})[view.region] = had
     with Sequencer(views[0]) as sequencer:
         logged = sequencer.times(set(positions.values()))
     numbers = [row.zk_id for row in rows.values()]

@@ -14,6 +14,7 @@ from pghc.plots import Message, Plot
 from pghc.topology import Topology, View
 from pghc.verifier import Offence
 from pghc.workload import Run
+from pghc.writers import writer_class
 
 
 class Figures:
@@ -37,6 +38,7 @@ class Figures:
     def spacetime(self, run: Run, first: int | None = None, entries: int = 5) -> Plot:
         """When the entries of ``run`` were logged, written and seen, around the first offence, or from ``first`` on.
 
+        Of a writer that orders its entries they are seen when a reader of a prefix sees them, else when they arrive.
         The times are those that the servers keep, so the run must be the last one. Raises `BadInput` when it is not.
         """
         offence = next(iter(run.verdict.offences), None)
@@ -46,6 +48,8 @@ class Figures:
         known = {row for rows in chains.values() for row in rows}
         if not messages or not {self._row(known, message) for message in messages} <= known:
             raise BadInput("the servers hold another chain than that of this run", "Run it again, then draw it.")
+        if writer_class(run.writer).ordered:
+            messages = plots.shown(messages)
         labels, heading = self._offending(offence, messages)
         return plots.spacetime(self._topology.names, messages, labels, heading)
 

@@ -15,12 +15,13 @@ from pghc.verdict import Docket, Offence, Verdict, count, named, short, within
 RECENT = 32
 
 
-def verify(rows: Iterable[Row], after: Row | None = None, *, keep: int = 10) -> Verdict:
+def verify(rows: Iterable[Row], after: Row | None = None, *, whole: bool = False, keep: int = 10) -> Verdict:
     """Judges the entries ``rows`` of one chain, ascending by zk_id (other rows of the three columns do as well).
 
     ``after``: the entry before the first of them. Without it, a chain that begins at 1 begins with the empty hash, and
-    of any other the first entry is taken as the anchor: its own link is not checked, and the verdict says so.
-    ``keep``: how many offences of each kind to explain. Raises `BadInput` when rows do not ascend.
+    of any other the first entry is taken as the anchor: its own link is not checked, and the verdict says so. Not so
+    of a ``whole`` chain, which lacks what is not there. ``keep``: how many offences of each kind to explain. Raises
+    `BadInput` when rows do not ascend.
     """
     docket = Docket(keep)
     walk = Walk(docket, "", after)
@@ -28,7 +29,7 @@ def verify(rows: Iterable[Row], after: Row | None = None, *, keep: int = 10) -> 
     first = next(rest, None)
     if first is None:
         return Verdict(None, "there is no entry to verify", checked={"entries": 0, "links": 0})
-    if anchored := after is None and first[0] > 1:
+    if anchored := after is None and not whole and first[0] > 1:
         walk.anchor(first)
     walk.feed((first,))
     while stretch := tuple(islice(rest, 10_000)):

@@ -11,7 +11,7 @@ import math
 import tomllib
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from io import BytesIO
 from itertools import combinations
@@ -165,6 +165,24 @@ def inversions(messages: Sequence[Message]) -> list[tuple[str, str, str, float]]
             before = earlier.seen.get(region, math.inf)
             if before > when:
                 found.append((earlier.label, later.label, region, before - when))
+    return found
+
+
+def shown(messages: Sequence[Message]) -> list[Message]:
+    """The same writes, seen where and when readers of a prefix see them: not before all those before them have come.
+
+    Rows travel from each region by a way of its own, so a row may be in a table before an earlier one. Where a row was
+    written, it keeps its time: that it comes after all earlier ones is for the writer to see to.
+    """
+    found = []
+    for number, message in enumerate(messages, 1):
+        written = min(message.seen.values(), default=0.0)
+        seen = {
+            region: when if when == written else max(before.seen[region] for before in messages[:number])
+            for region, when in message.seen.items()
+            if all(region in before.seen for before in messages[:number])
+        }
+        found.append(replace(message, seen=seen))
     return found
 
 

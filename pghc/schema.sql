@@ -135,22 +135,22 @@ begin
     return query select e.* from public.chain e where e.zk_id = known;
 end $$;
 
--- Every offending entry among those after zk_id "anchor" (0: from the first), by recomputation in the database. An
--- entry without its predecessor offends, but the first one after an anchor that is not there has nothing to be
--- compared with.
-create function pghc.offences(anchor bigint default 0)
+-- Every offending entry of those numbered above "anchor" (0: from the first) up to "until", by recomputation in the
+-- database. An entry without its predecessor offends. Frames of rows, which lag() does not look at, spare it the search
+-- for peers: a third of the time.
+create function pghc.offences(anchor bigint default 0, until bigint default 9223372036854775807)
 returns table (zk_id bigint, node_id text, found text, expected text, predecessor bigint)
 language sql stable parallel safe set search_path = '' as $$
     select l.zk_id, l.node_id, l.hash,
-           case when l.before = l.zk_id - 1 or l.zk_id = 1
+           case when coalesce(l.before, 0) = l.zk_id - 1
                 then md5(l.zk_id::text || l.node_id || coalesce(l.hash_before, '')) end,
            l.before
-    from (select c.zk_id, c.node_id, c.hash,
-                 lag(c.zk_id) over w as before, lag(c.hash) over w as hash_before
-          from public.chain c where c.zk_id >= anchor window w as (order by c.zk_id)) l
-    where case when l.before is null then l.zk_id <> greatest(anchor, 1) else l.before <> l.zk_id - 1 end
-       or (l.before is not null or l.zk_id = 1)
-          and l.hash <> md5(l.zk_id::text || l.node_id || coalesce(l.hash_before, ''))
+    from (select c.zk_id, c.node_id, c.hash, lag(c.zk_id) over w as before, lag(c.hash) over w as hash_before
+          from public.chain c where c.zk_id between anchor and until
+          window w as (order by c.zk_id rows unbounded preceding)) l
+    where (coalesce(l.before, 0) <> l.zk_id - 1
+           or l.hash <> md5(l.zk_id::text || l.node_id || coalesce(l.hash_before, '')))
+      and l.zk_id > anchor
     order by l.zk_id
 $$;
 

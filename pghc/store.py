@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, Self
 
@@ -180,20 +181,45 @@ class Reader:
             for row in cursor.execute("select * from public.chain where zk_id > %s order by zk_id", (after,)):
                 yield Row(*row)
 
-    def offences(self, last: int | None = None) -> tuple[int, list[tuple[int, str, str, str | None, int | None]]]:
-        """Verify in the database: how many of the last ``last`` entries (None: all) there are, and those that offend.
+    def anchor(self, last: int | None) -> int:
+        """The number below which the last ``last`` entries (None: all) begin; 0 when they begin with the first."""
+        if last is None:
+            return 0
+        query = """select coalesce(min(zk_id), 1) - 1
+                   from (select zk_id from public.chain order by zk_id desc limit %s)"""
+        return int(self.rows(query, last, what="find the last entries")[0][0])
+
+    def offences(
+        self, anchor: int = 0, *, share: int = 200_000
+    ) -> tuple[int, list[tuple[int, str, str, str | None, int | None]]]:
+        """Verify in the database: how many entries are numbered above ``anchor``, and those of them that offend.
 
         An offence is (zk_id, node_id, hash found, hash expected or None where the predecessor is missing, predecessor).
+        More than ``share`` entries are shared by two sessions, which look at one snapshot: a window runs on one core.
         """
+        isolation = "set transaction isolation level repeatable read, read only"
         with self.connection("verify") as connection, connection.transaction():
-            connection.execute("set transaction isolation level repeatable read, read only")
-            anchor = 0
-            if last is not None:
-                newest = """select coalesce(min(zk_id), 1) - 1
-                            from (select zk_id from public.chain order by zk_id desc limit %s)"""
-                anchor = _one(connection.execute(newest, (last,)))[0]
-            count = _one(connection.execute("select count(*) from public.chain where zk_id > %s", (anchor,)))[0]
-            rows = connection.execute("select * from pghc.offences(%s) where zk_id > %s", (anchor, anchor)).fetchall()
+            connection.execute(isolation)
+            ends = "select count(*), max(zk_id) from public.chain where zk_id > %s"
+            count, top = _one(connection.execute(ends, (anchor,)))
+            query = "select * from pghc.offences(%s, %s)"
+            if count <= share:
+                rows = connection.execute(query, (anchor, top)).fetchall()
+            else:
+                snapshot = _one(connection.execute("select pg_export_snapshot()"))[0]
+                # an entry that is there: the second session compares the next one with it
+                middle = "select max(zk_id) from public.chain where zk_id <= %s"
+                seam = _one(connection.execute(middle, ((anchor + top) // 2,)))[0] or anchor
+
+                def second() -> list[TupleRow]:
+                    with self.connection("verify") as other, other.transaction():
+                        other.execute(isolation)
+                        other.execute(sql.SQL("set transaction snapshot {}").format(snapshot))
+                        return other.execute(query, (seam, top)).fetchall()
+
+                with ThreadPoolExecutor(1) as pool:
+                    rest = pool.submit(second)
+                    rows = connection.execute(query, (anchor, seam)).fetchall() + rest.result()
         return count, [(row[0], row[1], row[2], row[3], row[4]) for row in rows]
 
 

@@ -97,6 +97,10 @@ class Processes:
         self._preloaded: set[str] = set()
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._reap)
 
+    @property
+    def living(self) -> list[Process]:
+        return list(self._living)
+
     def preload(self, module: str) -> None:
         """Import ``module``, so that each ``python -m module`` is started as a fork that shares its pages.
 
@@ -144,7 +148,7 @@ class Processes:
             await _all_ended(processes)
 
     def _reap(self) -> None:
-        for process in list(self._living):
+        for process in self.living:
             if process.popen.poll() is not None:
                 self._living.discard(process)
                 process.ended.set()

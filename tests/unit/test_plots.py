@@ -36,6 +36,18 @@ def test_the_heading_of_a_space_time_diagram_is_its_conclusion() -> None:
     assert plots.spacetime(REGIONS, []).heading == "Nothing was written"
 
 
+def test_readers_of_a_prefix_see_a_write_only_when_all_before_it_have_come() -> None:
+    comment, reply = plots.shown([COMMENT, REPLY])
+    assert (comment, reply.seen) == (COMMENT, {**REPLY.seen, "ap-south": 520})
+    lost = Message("comment", "us-east", {"us-east": 0, "eu-west": 42})
+    assert plots.shown([lost, REPLY])[1].seen == {"eu-west": 60, "us-east": 101}
+
+
+def test_a_writer_that_did_not_wait_is_not_excused_by_its_readers() -> None:
+    hasty = Message("reply", "eu-west", {"eu-west": 30, "us-east": 71, "ap-south": 600})
+    assert plots.inversions(plots.shown([COMMENT, hasty])) == [("comment", "reply", "eu-west", 12)]
+
+
 def test_the_offending_pair_and_no_other_is_red() -> None:
     third = Message("third", "us-east", {"us-east": 700, "eu-west": 740, "ap-south": 800})
     axes = plots.spacetime(REGIONS, [COMMENT, REPLY, third]).axes[0]

@@ -1,0 +1,105 @@
+"""The database, by recomputation in SQL, and Python, from the rows, find the same on the same data."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from hashlib import md5
+from itertools import pairwise
+
+import pytest
+
+from pghc import workload
+from pghc.audit import audit
+from pghc.backends import Backend
+from pghc.chain import Row, extend
+from pghc.store import Reader
+
+LENGTH = 60
+MIDDLE = LENGTH // 2  # where two sessions meet
+
+
+@pytest.fixture
+def admin(cluster: Backend) -> Iterator[Reader]:
+    """One primary, which may be tampered with, as its superuser; the chain is empty before and after."""
+    views = [cluster.view(name) for name in cluster.topology.names]
+    workload.begin_chain(views)
+    with Reader(views[0], cluster.topology.regions[0].primary, admin=True) as reader:
+        yield reader
+    workload.begin_chain(views)
+
+
+def load(admin: Reader, rows: list[Row]) -> None:
+    """Make these rows the table, here alone: neither triggers nor the mesh see them."""
+    with admin.connection("load", writes=True) as connection, connection.transaction():
+        connection.execute("select pg_replication_origin_session_setup('log')")
+        connection.execute("set local session_replication_role = replica")
+        connection.execute("delete from public.chain")
+        with connection.cursor() as cursor, cursor.copy("copy public.chain from stdin") as copy:
+            for row in rows:
+                copy.write_row(row)
+        connection.execute("select pg_replication_origin_session_reset()")
+
+
+def by_definition(rows: list[Row], anchor: int) -> list[tuple[int, str, str, str | None, int | None]]:
+    """The offence of each entry above ``anchor``, from nothing but hashlib."""
+    found: list[tuple[int, str, str, str | None, int | None]] = []
+    for before, row in pairwise([None, *(row for row in rows if row.zk_id >= anchor)]):
+        assert row
+        follows = before.zk_id == row.zk_id - 1 if before else row.zk_id == 1
+        text = f"{row.zk_id}{row.node_id}{before.hash if before else ''}"
+        expected = md5(text.encode(), usedforsecurity=False).hexdigest() if follows else None
+        if row.zk_id > anchor and expected != row.hash:
+            found.append((*row, expected, before.zk_id if before else None))
+    return found
+
+
+def damaged(rows: list[Row], chance: random.Random) -> list[Row]:
+    """The rows with up to three things wrong, more often than not near where two sessions meet."""
+    rows = list(rows)
+    for _ in range(chance.randrange(4)):
+        at = chance.choice([MIDDLE - 1, MIDDLE, MIDDLE + 1, 0, len(rows) - 1, chance.randrange(len(rows))])
+        at = min(at, len(rows) - 1)
+        match chance.choice(["hash", "node", "gone"]):
+            case "hash":
+                rows[at] = rows[at]._replace(hash=f"{chance.getrandbits(128):032x}")
+            case "node":
+                rows[at] = rows[at]._replace(node_id="ap-south-primary")
+            case _:
+                del rows[at]
+    return rows
+
+
+@pytest.mark.parametrize("share", [LENGTH, 10], ids=["one session", "two sessions"])
+def test_sql_and_python_find_the_same_offences(admin: Reader, share: int) -> None:
+    whole = list(extend(None, ("us-east-primary" for _ in range(LENGTH))))
+    for seed in range(60):
+        chance = random.Random(seed)
+        rows = damaged(whole, chance)
+        last = chance.choice([None, 1, 20, LENGTH + 5])
+        load(admin, rows)
+        anchor = admin.anchor(last)
+        assert anchor == (rows[-min(last, len(rows))].zk_id - 1 if last else 0)
+        count, offences = admin.offences(anchor, share=share)
+        assert count == min(len(rows), last or LENGTH), seed
+        assert offences == by_definition(rows, anchor), (seed, last)
+
+
+def test_a_verdict_on_a_server_names_the_first_entry_that_offends(admin: Reader) -> None:
+    whole = list(extend(None, ("us-east-primary" for _ in range(LENGTH))))
+    wrong = 0
+    for seed in range(60):
+        chance = random.Random(seed)
+        rows = damaged(whole, chance)
+        last = chance.choice([None, 1, 20])
+        load(admin, rows)
+        verdict = audit(admin, last, patience=0)
+        offences = by_definition(rows, admin.anchor(last))
+        assert verdict.valid is not bool(offences), (seed, last)
+        if offences:
+            wrong += 1
+            number, *_, expected, _ = offences[0]
+            below = max((row.zk_id for row in rows if row.zk_id < number), default=0)
+            offence = verdict.offences[0]
+            assert (offence.kind, offence.zk_id) == (("link", number) if expected else ("gap", below + 1)), (seed, last)
+    assert wrong > 20
