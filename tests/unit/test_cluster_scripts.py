@@ -123,7 +123,9 @@ def test_a_cluster_that_lacks_a_regions_node_is_to_be_removed(machine: Machine) 
     machine.has("docker", f'case "$*" in *paused*) ;; ps*) {three} ;; esac')
     machine.has("kind", "exit 0")
     machine.has("kubectl", "exit 0")
-    refused(machine.up("--name", "x"), "only a part is left (x-control-plane x-worker x-worker2)", "cluster/down.sh")
+    done = machine.up("--name", "x")
+    refused(done, "only a part is left (x-control-plane x-worker x-worker2)", "cluster/down.sh")
+    assert len(done.stderr.splitlines()) == 2
 
 
 def test_paused_nodes_are_to_be_unpaused(machine: Machine) -> None:
