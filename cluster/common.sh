@@ -18,6 +18,8 @@ fail() { # fail WHAT REMEDY...
   [ $# -lt 2 ] || printf '  %s\n' "${@:2}" >&2
   exit 2
 }
+{ [ "${BASH_VERSINFO[0]}" -ge 5 ] && command -v timeout >/dev/null; } || fail "bash 5 (this is $BASH_VERSION) and timeout are needed" \
+  "macOS: brew install bash coreutils"
 
 use_cluster() { # what every command below refers to
   export KIND_EXPERIMENTAL_DOCKER_NETWORK=$name

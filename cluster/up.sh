@@ -13,7 +13,7 @@ Usage: cluster/up.sh [options]
   --keep              leave a cluster that could not be completed, to look into
 TEXT
 }
-regions='' replicas='' file='' node_image='' keep='' made=''
+regions='' replicas='' file='' node_image='' keep='' made='' loading=''
 while [ $# -gt 0 ]; do
   case $1 in
     --regions | --replicas | --topology | --node-image | --name)
@@ -36,6 +36,7 @@ explain() {
   local code=$?
   trap - EXIT
   [ $code = 0 ] && return
+  [ ! "$loading" ] || kill "$loading" 2>/dev/null || true
   if [ "$made" ] && k get --raw /readyz >/dev/null 2>&1; then
     {
       echo; echo "Not ready:"
@@ -79,7 +80,7 @@ topology() {
     k get configmaps -A -l $label --field-selector metadata.name=topology -o jsonpath='{.items[0].data.topology\.json}' > "$work/topology.json" 2>/dev/null || true
     if [ -s "$work/topology.json" ]; then
       if [ ${#asked[@]} -gt 0 ] && ! "$python" -c 'import json, sys; a, b = (json.load(open(f)) for f in sys.argv[1:]); sys.exit(a != b)' "$work/topology.json" "$work/asked.json"; then
-        fail "the cluster $name has another topology ($(pghc names "$work/topology.json" | paste -sd ' '))" "cluster/down.sh, then again; or --name for a second cluster."
+        fail "the cluster $name has another topology ($(pghc names "$work/topology.json" | paste -sd ' ' -))" "cluster/down.sh, then again; or --name for a second cluster."
       fi
       return
     fi
@@ -105,7 +106,7 @@ choose_node_image() {
   step "fetching the node image $stock"
   node_image=$stock
   if timeout 600 docker pull --quiet $stock >/dev/null 2>"$work/pull"; then return; fi
-  step "no registry can be reached ($(tail -n 1 "$work/pull" | cut -c 1-120)): building the node image, about 6 minutes, once"
+  step "no registry can be reached ($(tail -n 1 "$work/pull" | cut -c 1-120)): building the node image, about 9 minutes, once"
   command -v go >/dev/null || fail "the stock node image cannot be pulled, and Go, to build one, is not installed" \
     "Go 1.26 or later: https://go.dev/dl; or carry $stock here with docker save and docker load; or --node-image."
   [ "$(id -u)" = 0 ] || fail "building the node image needs root" "sudo --preserve-env=HOME,PGHC_CACHE cluster/node-image/build.sh, once."
@@ -121,20 +122,34 @@ state() { # none, whole, stopped, paused or incomplete: what is there of the clu
   if [ "$(nodes --filter status=paused)" ]; then echo paused; return; fi
   if [ ${#running[@]} -lt ${#all[@]} ]; then echo stopped; else echo whole; fi
 }
+only_a_part() {
+  made='' # nothing more need be said
+  fail "of the cluster $name only a part is left ($(nodes | paste -sd ' ' -))" "cluster/down.sh removes the rest, then again."
+}
 
 create() {
   room
   choose_node_image
   need_kind; need_kubectl
+  build_images
   pghc config "$work/topology.json" --name "$name" > "$work/kind.yaml"
+  : > "$work/kind.log"
   made=new
-  step "making the cluster $name: a control plane and a node for each of $(pghc names "$work/topology.json" | paste -sd ' ')"
+  step "making the cluster $name: a control plane and a node for each of $(pghc names "$work/topology.json" | paste -sd ' ' -)"
+  load_meanwhile & loading=$!
   kind create cluster --name "$name" --config "$work/kind.yaml" --image "$node_image" > "$work/kind.log" 2>&1 || {
     grep -E '✗|ERROR|rror:' "$work/kind.log" | cut -c 1-300 >&2
     fail "kind could not make the cluster; its whole log is $work/kind.log" "$(case $(cat "$work/kind.log") in
       *already\ allocated* | *address\ already\ in\ use*) echo "Another program took a port meanwhile: run it again." ;;
       *) echo "If a start was broken off before: cluster/down.sh, then again." ;; esac)"
   }
+  echo "the cluster is made" >> "$work/kind.log"
+  wait $loading || exit 2
+}
+
+load_meanwhile() { # while Kubernetes starts on the nodes: kind has configured their containerd by then and leaves it alone
+  until grep -qE 'Starting control-plane|the cluster is made' "$work/kind.log"; do sleep 0.3; done
+  load
 }
 
 begin() { # a cluster that is there: whole, or stopped by a reboot or by docker
@@ -154,9 +169,12 @@ begin() { # a cluster that is there: whole, or stopped by a reboot or by docker
   fail "the control plane of $name does not answer after 2 minutes" "docker logs $name-control-plane says why; cluster/down.sh removes it."
 }
 
-images() { # built, and on every node that lacks them
+build_images() {
   mapfile -t images < <("$here/images/build.sh")
   [ ${#images[@]} = 3 ] || fail "the images could not be built" "The lines above say why."
+}
+
+load() { # the images onto every region's node that lacks them
   local workers missing=() node
   mapfile -t workers < <(nodes | grep -v control-plane | sort)
   for node in "${workers[@]}"; do
@@ -167,7 +185,7 @@ images() { # built, and on every node that lacks them
     # where the volumes of pghc/backends/manifests.py are, for the servers' user
     docker exec "$node" sh -c 'for d in primary-0 zookeeper-0 replica-1 replica-2 replica-3 replica-4 replica-5; do [ -d /var/lib/pghc/$d ] || install -d -o 10001 -g 10001 -m 0700 /var/lib/pghc/$d; done'
   done
-  [ ${#missing[@]} = 0 ] && return
+  [ ${#missing[@]} != 0 ] || return 0
   step "loading the images into ${#missing[@]} nodes"
   kind load docker-image "${images[@]}" --name "$name" --nodes "$(IFS=,; echo "${missing[*]}")" > "$work/load.log" 2>&1 || {
     tail -n 3 "$work/load.log" >&2; fail "the images could not be loaded into the nodes" "Is the disk full? The log is $work/load.log"
@@ -211,14 +229,16 @@ wait_for_pods() {
 }
 
 check
-case $(state) in
-  incomplete) fail "of the cluster $name only a part is left ($(nodes | paste -sd ' '))" "cluster/down.sh removes the rest, then again." ;;
-  paused) fail "the nodes of $name are paused, by somebody's docker pause" "docker unpause $(nodes --filter status=paused | paste -sd ' ')" ;;
+found=$(state)
+case $found in
+  incomplete) only_a_part ;;
+  paused) fail "the nodes of $name are paused, by somebody's docker pause" "docker unpause $(nodes --filter status=paused | paste -sd ' ' -)" ;;
   none) topology new; create ;;
-  stopped) begin stopped; topology existing ;;
-  whole) begin whole; topology existing ;;
+  *)
+    begin "$found"; topology existing
+    [ "$(nodes | wc -l)" -gt "$(pghc names "$work/topology.json" | wc -l)" ] || only_a_part
+    build_images; load ;;
 esac
-images
 install
 wait_for_pods
 k get nodes -o jsonpath='{range .items[?(@.spec.unschedulable==true)]}{.metadata.name}{"\n"}{end}' | while read -r node; do

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pghc.backends import CanPartition, CanPause
+from pghc.backends import CanPartition, CanPause, default_directory
 from pghc.backends.embedded import Embedded
+from pghc.backends.kind import Kind, cluster_name
 
 # Whatever starts the tests may ignore Ctrl-C, as a shell does for what runs in the background; processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -35,6 +36,17 @@ def running_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedd
         backend.up()
         yield backend
     finally:
+        backend.down(purge=True)
+
+
+@pytest.fixture(scope="session")
+def running_kind() -> Iterator[Kind]:
+    """The cluster on Kubernetes. One that runs is used and left running; else one is made, and removed at the end."""
+    backend = Kind(cluster_name(default_directory()))
+    was_there = backend.status().running
+    backend.up(print)
+    yield backend
+    if not was_there:
         backend.down(purge=True)
 
 

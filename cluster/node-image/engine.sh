@@ -33,7 +33,8 @@ RUNC
 start() {
   if running; then return; fi
   if [ "$(id -u)" != 0 ]; then echo "Docker does not run, and starting it needs root. Start it, or: sudo $0 start" >&2; exit 2; fi
-  if ! command -v dockerd jq >/dev/null; then
+  if ! { command -v dockerd && command -v jq; } >/dev/null; then
+    command -v apt-get >/dev/null || { echo "Docker does not run, and only Debian's can be installed and started here. Start yours." >&2; exit 2; }
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends docker.io docker-cli iptables jq >/dev/null 2>&1 ||
       DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends docker.io iptables jq >/dev/null

@@ -1,4 +1,4 @@
-"""The kind cluster for all tests of this directory. One that runs is used and left running; else one is made."""
+"""What holds for the tests of this directory: they need a container engine, and begin and end on a healthy cluster."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pghc.backends import default_directory
-from pghc.backends.kind import Kind, cluster_name
+from pghc.backends.kind import Kind
 from pghc.errors import PghcError
 
 
@@ -16,16 +15,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "tests/kind/" in item.path.as_posix():
             item.add_marker(pytest.mark.kind)
             item.add_marker(pytest.mark.timeout(600))
-
-
-@pytest.fixture(scope="session")
-def running_kind() -> Iterator[Kind]:
-    backend = Kind(cluster_name(default_directory()))
-    was_there = backend.status().running
-    backend.up(print)
-    yield backend
-    if not was_there:
-        backend.down(purge=True)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What cluster/up.sh says of a machine that lacks something: one message with the remedy, exit code 2, nothing done.
+"""What the scripts of cluster/ say of a machine that lacks something: one message with the remedy, nothing done.
 
 The machine is made up of the programs in one directory, some of them stand-ins.
 """
@@ -49,9 +49,17 @@ class Machine:
         file.chmod(0o755)
 
     def up(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = {"PATH": str(self.programs), "HOME": str(self.cache), "PGHC_CACHE": str(self.cache)}
+        return self.run("up.sh", *arguments)
+
+    def run(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        directories = dict.fromkeys(("HOME", "PGHC_CACHE", "PGHC_ENGINE"), str(self.cache))
         return subprocess.run(
-            [CLUSTER / "up.sh", *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
+            [CLUSTER / script, *arguments],
+            env={"PATH": str(self.programs)} | directories,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
 
 
@@ -110,6 +118,16 @@ def test_a_half_deleted_cluster_is_to_be_removed(machine: Machine) -> None:
     refused(machine.up(), "only a part is left", "cluster/down.sh")
 
 
+def test_a_cluster_that_lacks_a_regions_node_is_to_be_removed(machine: Machine) -> None:
+    three = "printf 'x-control-plane\\nx-worker\\nx-worker2\\n'"
+    machine.has("docker", f'case "$*" in *paused*) ;; ps*) {three} ;; esac')
+    machine.has("kind", "exit 0")
+    machine.has("kubectl", "exit 0")
+    done = machine.up("--name", "x")
+    refused(done, "only a part is left (x-control-plane x-worker x-worker2)", "cluster/down.sh")
+    assert len(done.stderr.splitlines()) == 2
+
+
 def test_paused_nodes_are_to_be_unpaused(machine: Machine) -> None:
     machine.has("docker", "[ \"$1\" != ps ] || printf 'x-control-plane\\nx-worker\\nx-worker2\\n'")
     refused(machine.up("--name", "x"), "are paused", "docker unpause x-control-plane")
@@ -136,3 +154,18 @@ def test_more_regions_than_the_topology_lists_are_refused(machine: Machine) -> N
 @pytest.mark.parametrize("arguments", [("--frobnicate",), ("--regions",), ("--name", "A b")])
 def test_wrong_usage_is_refused(machine: Machine, arguments: tuple[str, ...]) -> None:
     assert machine.up(*arguments).returncode == 2
+
+
+def test_where_no_engine_can_be_started_the_tests_are_skipped_and_it_is_said(machine: Machine) -> None:
+    machine.has("id", "echo 1000")
+    done = machine.run("test.sh")
+    assert done.returncode == 77, done
+    assert "starting it needs root" in done.stderr
+    assert "Skipped: the tests on Kubernetes" in done.stderr
+
+
+def test_an_engine_that_misses_one_program_is_installed(machine: Machine) -> None:
+    machine.has("id", "echo 0")
+    machine.has("jq", "exit 0")
+    machine.has("apt-get", 'echo "apt-get $1" >&2; exit 1')
+    assert "apt-get update" in machine.run("node-image/engine.sh").stderr
