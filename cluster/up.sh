@@ -65,7 +65,7 @@ pghc() { (cd "$root" && "$python" -m pghc.backends.manifests "$@") || exit 2; }
 
 check() {
   need_docker
-  (cd "$root" && "$python" -c 'import kr8s, pghc.cli' 2>/dev/null) || "$root/scripts/venv.sh" all
+  (cd "$root" && "$python" -c 'import pghc.cli' 2>/dev/null) || "$root/scripts/venv.sh" all
   mkdir -p "$work"
 }
 

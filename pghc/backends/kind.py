@@ -23,8 +23,6 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-import httpx
-import kr8s
 import psycopg
 
 from pghc import topology as topologies
@@ -254,15 +252,14 @@ class Kind:
 
     def _get(self, kind: str) -> list[Json]:
         """All objects of a kind that are the lab's; of Kubernetes nodes, all. Raises `NotRunning`."""
-        selector = None if kind == "nodes" else SELECTOR
+        selector = [] if kind == "nodes" else ["--selector", SELECTOR]
         try:
-            api = kr8s.api(context=f"kind-{self.cluster}")
-            api.timeout = ANSWER
-            return [dict(each) for each in api.get(kind, namespace=kr8s.ALL, label_selector=selector, raw=True)]
-        except (ValueError, OSError, httpx.HTTPError, kr8s.ServerError, kr8s.APITimeoutError) as error:
+            found: list[Json] = json.loads(self._kubectl("get", kind, "-A", *selector, "-o", "json"))["items"]
+        except ClusterError as error:
             raise NotRunning(
                 f"the Kubernetes API of {self.cluster} does not answer: {error}", "`pghc up --backend kind` starts it."
             ) from error
+        return found
 
     def _pod(self, server: Node) -> Json:
         for each in self._get("pods"):
@@ -324,10 +321,7 @@ class Kind:
         self._kubectl("annotate", "pod", name, "-n", server.region, "--overwrite", change)
 
     def _in_pod(self, server: Node, script: str, *, ends: bool = False) -> None:
-        """Run a line of bash in the server's pod; ``ends``: it takes its own connection with it.
-
-        By kubectl, for kr8s waits until a pod is ready before it runs something there, and a paused one never is.
-        """
+        """Run a line of bash in the server's pod; ``ends``: it takes its own connection with it."""
         name = self._pod(server)["metadata"]["name"]
         try:
             self._kubectl("exec", name, "-n", server.region, "--", "bash", "-c", script)
