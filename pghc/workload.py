@@ -248,8 +248,10 @@ def _catch(work: Callable[[], None], trouble: list[Exception]) -> None:
 
 def begin_chain(views: Sequence[View]) -> None:
     """Begin an empty chain in all regions. The log's numbers go on: an old writer's number fits no place in it."""
-    with Sequencer(views[0]) as sequencer:
-        reset(views, sequencer.take(Entry(f"{views[0].region}-primary", ())))
+    central = next((view for view in views if view.region == view.topology.central), views[0])  # nearest to a quorum
+    with Sequencer(central) as sequencer:
+        position = sequencer.take(Entry(f"{central.region}-primary", ()))
+    reset(views, position)
 
 
 def settle(views: Sequence[View], limit: float = 15.0, still: float = 1.0) -> float | None:
