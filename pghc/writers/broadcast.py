@@ -33,11 +33,11 @@ from pghc.topology import View
 from pghc.writers import Base, Step, no_step
 from pghc.writers.upkeep import Upkeep
 
-BATCH = 500  # appends an entry: its node is about 20 kB
+BATCH = 1000  # appends an entry: its node is about 40 kB
 ENTRIES_SENT = 16  # entries on their way at once; more appends wait and share
 IN_FLIGHT = 20_000  # appends without an answer; beyond it, append blocks
 READ_AHEAD = 24  # entries applied in one transaction at most
-EPOCH = 500  # entries an epoch: at most 10 MB each in the memory of ZooKeeper's servers
+EPOCH = 250  # entries an epoch: at most 10 MB each in the memory of ZooKeeper's servers
 PATIENCE = 1.0  # seconds without progress after which another session takes over as applier
 
 
@@ -84,6 +84,8 @@ class Broadcast(Base):
     def __init__(self, view: View, step: Step = no_step) -> None:
         self.store = Store(view)
         self.sequencer = Sequencer(view, epoch_size=EPOCH)
+        # ZooKeeper answers a session in order: a read would wait for all creations that are on their way before it
+        self.log = Sequencer(view, epoch_size=EPOCH)
         self.node_id = self.store.node
         self.step = step
         self._lock = threading.Lock()
@@ -223,9 +225,9 @@ class Broadcast(Base):
             cursor = self.store.cursor()
             self._answer_known()
             while not self._stop.is_set():
-                end = self.sequencer.wait_beyond(cursor.position, 0.5)
+                end = self.log.wait_beyond(cursor.position, 0.5)
                 if end > cursor.position:
-                    entries = self.sequencer.read(cursor.position + 1, min(end, cursor.position + READ_AHEAD))
+                    entries = self.log.read(cursor.position + 1, min(end, cursor.position + READ_AHEAD))
                     cursor = self._apply_entries(applier, cursor, entries)
         finally:
             applier.close()
@@ -249,7 +251,7 @@ class Broadcast(Base):
 
     def _follow(self) -> None:
         before = self.store.cursor()
-        end = self.sequencer.wait_beyond(before.position, PATIENCE)
+        end = self.log.wait_beyond(before.position, PATIENCE)
         if end > before.position and self.store.wait_for(before.position + 1, PATIENCE).position == before.position:
             depose(self.store)
         self._answer_known()
@@ -300,4 +302,5 @@ class Broadcast(Base):
             )
         self._upkeep.close()
         self.store.close()
+        self.log.close()
         self.sequencer.close()
