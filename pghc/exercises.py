@@ -153,7 +153,7 @@ def lesson05(may_go_on: Callable[[list[list[str]], int], list[str] | None]) -> s
 @checker
 def lesson06(backend: Backend, make: Callable[[View], Writer]) -> str:
     """The reader's writer, under the same load as the lab's own."""
-    verdict, counts, _ = judge(backend, make, clients=2, seconds=3, timeout=4)
+    verdict, counts, _ = judge(backend, make, clients=2, seconds=2, timeout=4)
     if verdict.valid is None or counts["ok"] < 3:
         raise Wrong(f"Only {counts['ok']} appends were acknowledged, {counts['info'] + counts['fail']} were not: does "
                     "the wait end? Entry n waits for the entries below its own number, not for itself.")  # fmt: skip
@@ -260,7 +260,7 @@ def lesson10(backend: Backend, make: type[Takes]) -> str:
     """The reader's sequencer: in peace, then with lost replies."""
     for lose_every, peace in ((0, "without faults"), (4, "with replies that get lost")):
         made = SequencedWriter.of(make, lose_every=lose_every)
-        verdict, counts, _ = judge(backend, made, clients=1, seconds=4, timeout=3)
+        verdict, counts, _ = judge(backend, made, clients=1, seconds=3, timeout=3)
         bad = counts["fail"] + counts["info"]
         if verdict.valid is False:
             raise Wrong(f"Judged {peace}: {verdict.offences[0].explanation}.")

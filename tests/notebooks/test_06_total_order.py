@@ -57,9 +57,8 @@ def test_waiting_costs_time(lesson: Lesson) -> None:
     assert lesson.value("causal.latency_ms() > numbered.latency_ms()")
 
 
-def test_the_wait_for_predecessors_is_where_the_time_goes(lesson: Lesson) -> None:
+def test_the_wait_for_predecessors_takes_longer_than_the_insert(lesson: Lesson) -> None:
     waited, inserted = lesson.value("[steps['waited'], steps['inserted']]")
-    assert waited > 10
     assert waited > inserted
 
 

@@ -32,9 +32,8 @@ def test_more_appends_in_flight_are_more_appends_a_second(lesson: Lesson) -> Non
     assert rates == sorted(rates)
 
 
-def test_the_wait_for_predecessors_is_where_the_time_goes(lesson: Lesson) -> None:
+def test_the_wait_for_predecessors_takes_longer_than_the_insert(lesson: Lesson) -> None:
     waited, inserted = lesson.value("[steps['waited'], steps['inserted']]")
-    assert waited > 10
     assert waited > inserted
 
 
