@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Build a kind node image from Go modules and Debian packages, for a machine that reaches no container registry, and
 # kind and kubectl beside it. Prints the image's name. Needs root, a Docker engine, Go >= 1.26 and Debian's gcc.
-# About 6 minutes on 2 cores the first time; nothing once the image exists. Build files: $PGHC_CACHE, outside the tree.
+# About 9 minutes on 2 cores the first time; nothing once the image exists. Build files: $PGHC_CACHE, outside the tree.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${PGHC_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pghc}/node-image
