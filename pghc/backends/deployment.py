@@ -349,13 +349,14 @@ class Deployment:
 
         await self._wait(node, process, answers, "does not accept connections")
 
-    async def wait_for_zookeeper(self, node: Node, process: Process) -> None:
-        """Until it leads or follows a quorum."""
+    async def wait_for_zookeeper(self, node: Node, process: Process, *, quorum: bool = True) -> None:
+        """Until it leads or follows a quorum; without ``quorum`` until it looks for one."""
 
         async def answers() -> bool:
             with suppress(OSError, TimeoutError):
                 async with asyncio.timeout(2):
-                    return "Mode: " in await ask_zookeeper(self._direct(node.name, "client"), "srvr")
+                    answer = await ask_zookeeper(self._direct(node.name, "client"), "srvr")
+                    return "Mode: " in answer or (not quorum and bool(answer))
             return False
 
         await self._wait(node, process, answers, "has not joined a quorum")

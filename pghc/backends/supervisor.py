@@ -115,10 +115,15 @@ class Supervisor:
             deployment.make_data_directory()
         deployment.configure(wan)
         say("starting ZooKeeper" + ("; making the databases" if new else ""))
-        self._launch("zookeeper")
+        first, *others = self._of_role("zookeeper")
+        self._start(first)
         self._deployment.preload()
         if new:
             await deployment.make_postgres()
+        # The first two to meet elect a leader, and the central region's shall be one of them: it looks for others now
+        await deployment.wait_for_zookeeper(first, self._servers[first.name], quorum=False)
+        for node in others:
+            self._start(node)
         say("starting Postgres: primaries and replicas")
         for node in deployment.nodes:
             if node.role in ("primary", "replica"):
@@ -220,12 +225,15 @@ class Supervisor:
             raise BadInput(f"{node} is not started yet")
         return self._servers[node]
 
-    def _launch(self, role: str) -> None:
-        """The central region's first: ZooKeeper's first two to meet elect a leader, and it shall be one of them."""
+    def _of_role(self, role: str) -> list[Node]:
+        """The central region's first."""
         central = self._cluster.topology.central
-        for node in sorted(self._deployment.nodes, key=lambda node: node.region != central):
-            if node.role == role:
-                self._start(node)
+        nodes = [node for node in self._deployment.nodes if node.role == role]
+        return sorted(nodes, key=lambda node: node.region != central)
+
+    def _launch(self, role: str) -> None:
+        for node in self._of_role(role):
+            self._start(node)
 
     def _start(self, node: Node) -> None:
         """Raises `ClusterError` at once when its port was taken while it was down."""

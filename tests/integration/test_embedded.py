@@ -276,6 +276,18 @@ def test_names_that_do_not_exist_are_bad_input(shared: Embedded, call: object) -
 # Down and up
 
 
+def test_the_central_regions_zookeeper_leads_after_every_start(tmp_path: Path) -> None:
+    backend = Embedded(tmp_path / "three", owner=True)
+    try:
+        for _ in range(2):
+            backend.up()
+            leader = next(node for node in backend.status().nodes if node.detail == "leader")
+            assert leader.region == backend.topology.central
+            backend.down()
+    finally:
+        backend.down(purge=True)
+
+
 def test_data_survives_down_and_up_and_numbers_go_on(directory: Path, shared: Embedded) -> None:
     backend = Embedded(directory, small())
     backend.up()
