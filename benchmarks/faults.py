@@ -14,10 +14,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from pghc import workload
 from pghc.backends.embedded import Embedded
+from pghc.errors import PghcError
 from pghc.faults import Faults
 from pghc.nemesis import Nemesis, save_evidence, schedule
 from pghc.writers import writer_class
@@ -52,9 +54,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="pghc-faults-") as directory:
         backend = Embedded(directory, owner=True)
         try:
+            backend.up()
             for seed in seeds:
                 for writer in arguments.writers.split(","):
-                    backend.up()  # whatever the last run left
+                    with suppress(PghcError):  # ends a mesh that a naive run left stuck
+                        workload.begin_chain([backend.view(name) for name in backend.topology.names])
+                    backend.up()  # whatever else the last run left
                     runs += 1
                     if trouble := one(backend, writer, seed, arguments.seconds, Path(directory) / "history.jsonl"):
                         print(f"  WRONG  {trouble}", flush=True)
