@@ -269,6 +269,7 @@ class Bench:
 
             def append(region: str) -> None:
                 client = sequencers[region].client
+                client.sync(path)  # this region's server may not have it yet
                 began = time.monotonic()
                 while time.monotonic() < end:
                     data, stat = client.get(path)
