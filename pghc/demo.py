@@ -98,8 +98,9 @@ class Story:
         if fork:
             self.say(f"The first broken link: these entries claim place {fork.zk_id}, and a chain has room for one.")
             self.show(rows_table(fork.rows, self.names))
+            neither = "Neither knew of the other" if len(fork.rows) == 2 else "None knew of another"
             self.say(
-                "Neither knew of the other: the news was still under way. From there on each region tells a story of "
+                f"{neither}: the news was still under way. From there on each region tells a story of "
                 "its own, and replication is stuck, for no database takes a second entry in the same place."
             )
         return run

@@ -34,7 +34,7 @@ from pghc.faults import Faults
 from pghc.figures import Figures
 from pghc.history import Read
 from pghc.measure import round_trips
-from pghc.store import Reader
+from pghc.store import Reader, wait_for_mesh
 from pghc.topology import Topology, View
 from pghc.verifier import Verdict
 from pghc.workload import Run
@@ -160,10 +160,15 @@ class Lab:
     # Writing
 
     def begin_chain(self) -> None:
-        """Begin an empty chain in all regions; replication that is stuck on the old one goes on, links are healed."""
+        """Begin an empty chain in all regions; replication that is stuck on the old one goes on, links are healed.
+
+        Returns when rows travel again: what is broken or slowed down next does not hit connections that are being made.
+        """
         if isinstance(self.backend, CanPartition):  # a kernel that was killed amid a fault leaves it behind
             self.backend.heal_links()
-        workload.begin_chain([self.view(name) for name in self.regions])
+        views = [self.view(name) for name in self.regions]
+        workload.begin_chain(views)
+        wait_for_mesh(views)
 
     def settle(self) -> bool:
         """Wait until all regions have the same chain; False when nothing moves any more and they do not."""

@@ -72,6 +72,8 @@ class Prediction:
     choices: tuple[str, ...]
     answer: object
 
+    _HOW = "Put your answer in place of None and run this cell again."
+
     def compare(self, actual: object) -> Outcome:
         """The prediction beside what came out. Numbers within a factor of 1.5 count as right."""
         if self.answer is None:
@@ -90,7 +92,12 @@ class Prediction:
         if self.answer is not None:
             return f"{self.question} Your prediction: {self.answer}"
         options = f" Choose one of: {', '.join(map(repr, self.choices))}." if self.choices else ""
-        return f"{self.question}{options} Put your answer in place of None and run this cell again."
+        return f"{self.question}{options} {self._HOW}"
+
+    def _repr_html_(self) -> str:
+        choices = "".join(f"<li><code>{html.escape(repr(choice))}</code></li>" for choice in self.choices)
+        said = self._HOW if self.answer is None else f"Your prediction: <b>{html.escape(str(self.answer))}</b>"
+        return f"<p><b>{html.escape(self.question)}</b></p><ul>{choices}</ul><p>{said}</p>"
 
 
 def predict(question: str, choices: Sequence[str] = (), answer: object = None) -> Prediction:

@@ -20,6 +20,7 @@ from typing import Any
 import networkx as nx
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from pghc.chain import ROOT, Row, link
@@ -29,6 +30,7 @@ COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#000000")
 STYLES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v")
 RED, GREY, INK = "#D55E00", "#8C8C8C", "#222222"
+HALO = [withStroke(linewidth=2.5, foreground="white")]  # a label stays legible over a line
 
 #: Light in glass fibre: kilometres a millisecond.
 FIBRE_KM_PER_MS = 200.0
@@ -270,7 +272,7 @@ def _order_heading(messages: Sequence[Message], upside: Sequence[tuple[str, str,
 
 def _tag(axes: Axes, text: str, x: float, y: float, colour: str, *, below: bool) -> None:
     axes.annotate(text, (x, y), xytext=(2, -7 if below else 7), textcoords="offset points", fontsize=8,
-                  ha="left", va="top" if below else "bottom", color=colour, zorder=5)  # fmt: skip
+                  ha="left", va="top" if below else "bottom", color=colour, zorder=5, path_effects=HALO)  # fmt: skip
 
 
 # Chains
@@ -406,13 +408,14 @@ def happens_before(
     wrong = list(wrong)
     for a, b in wrong:
         axes.annotate("", at[b], at[a], arrowprops={"arrowstyle": "-|>", "color": RED, "shrinkA": 8, "shrinkB": 9,
-                      "linewidth": 2.4, "linestyle": "--", "connectionstyle": "arc3,rad=0.3"})  # fmt: skip
+                      "linewidth": 2.4, "linestyle": "--", "connectionstyle": "arc3,rad=-0.3"})  # fmt: skip
     bad = {name for pair in wrong for name in pair}
     for name, (x, y) in at.items():
         number = lanes.index(lane[name])
         axes.plot(x, y, MARKERS[number % 5], color=RED if name in bad else COLOURS[number % 5], markersize=11, zorder=3)
-        axes.annotate(name, (x, y), xytext=(0, 9), textcoords="offset points", fontsize=8, ha="center",
-                      color=RED if name in bad else INK)  # fmt: skip
+        above = number == 0  # messages come from above to all lanes but the first
+        axes.annotate(name, (x, y), xytext=(0, 9 if above else -17), textcoords="offset points", fontsize=8,
+                      ha="center", color=RED if name in bad else INK, path_effects=HALO, zorder=4)  # fmt: skip
     axes.set_yticks([-row for row in range(len(lanes))], list(lanes))
     axes.set_xticks([])
     axes.margins(x=0.1)
@@ -471,7 +474,7 @@ def latencies(samples_ms: Mapping[str, Sequence[float]], floor_ms: float, floor_
     """The distribution of latencies of each kind, with the least that the distance allows as a vertical line."""
     plot = Plot(9, 4)
     axes = plot.subplots()
-    medians = {}
+    medians: dict[str, float] = {}
     for number, (name, values) in enumerate(samples_ms.items()):
         ordered = sorted(values)
         if not ordered:
@@ -480,8 +483,11 @@ def latencies(samples_ms: Mapping[str, Sequence[float]], floor_ms: float, floor_
         shares = [(place + 1) / len(ordered) for place in range(len(ordered))]
         axes.plot(ordered, shares, color=COLOURS[number % 5], linestyle=STYLES[number % 5], linewidth=2, label=name)
         axes.plot(medians[name], 0.5, MARKERS[number % 5], color=COLOURS[number % 5], markersize=8)
-        axes.annotate(f"{medians[name]:.0f} ms", (medians[name], 0.5), xytext=(7, -3), textcoords="offset points",
-                      fontsize=8, color=COLOURS[number % 5])  # fmt: skip
+    for place, (name, value) in enumerate(sorted(medians.items(), key=lambda item: item[1])):
+        leftmost = place == 0 and len(medians) > 1  # the labels of two medians that are close do not meet
+        axes.annotate(f"{value:.0f} ms", (value, 0.5), xytext=(-7 if leftmost else 7, -3), textcoords="offset points",
+                      ha="right" if leftmost else "left", fontsize=8, path_effects=HALO,
+                      color=COLOURS[list(samples_ms).index(name) % 5])  # fmt: skip
     axes.axvline(floor_ms, color=RED, linewidth=2)
     axes.annotate(f"{floor_name}: {floor_ms:.0f} ms", (floor_ms, 1.12), xytext=(4, -2), textcoords="offset points",
                   va="top", fontsize=8, color=RED)  # fmt: skip
@@ -495,7 +501,11 @@ def latencies(samples_ms: Mapping[str, Sequence[float]], floor_ms: float, floor_
     _bare(axes, left=True)
     if not heading and medians:
         best = min(medians, key=medians.__getitem__)
-        heading = f"The fastest median, of {best}, is {medians[best] / floor_ms:.1f} times what the distance allows"
+        median, ratio = f"{medians[best]:.0f} ms", medians[best] / floor_ms
+        if ratio < 1:
+            heading = f"{best} answers after {median}: too soon to have asked another region"
+        else:
+            heading = f"{best} answers after {median}, {ratio:.1f} times what the distance allows"
     words = ", ".join(f"{name} median {value:.0f} ms" for name, value in medians.items())
     alt = f"Distributions of latency; {floor_name} {floor_ms:.0f} ms; {words}"
     return plot.state(heading or "Nothing was measured", alt)
@@ -548,6 +558,8 @@ def _bare(axes: Axes, *, left: bool = False) -> None:
 
 def _logarithmic(axes: Axes, subs: Sequence[float]) -> None:
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=subs))
+    low, high = axes.dataLim.intervalx
+    narrow = high < 4 * low  # hardly a power of ten in it
+    axes.xaxis.set_major_locator(MaxNLocator(6) if narrow else LogLocator(subs=subs))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}"))

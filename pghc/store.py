@@ -426,6 +426,26 @@ def reset(views: Sequence[View], position: int, *, timeout: float = 20.0) -> Non
             store.close()
 
 
+def wait_for_mesh(views: Sequence[View], *, timeout: float = 20.0) -> None:
+    """Wait until every primary streams to all the others again, as after `reset`; rows of before that come late.
+
+    ``views``: the view of each region. Raises `ClusterError`, `Unavailable`.
+    """
+    deadline = time.monotonic() + timeout
+    query = "select count(*) from pg_stat_replication r join pg_replication_slots s on s.active_pid = r.pid \
+             where s.slot_type = 'logical' and r.state = 'streaming'"
+    for view in views:
+        node = view.topology.region(view.region).primary
+        with Reader(view, node, admin=True, timeout=timeout, connections=1) as store:
+            while (streams := store.rows(query, what="watch replication")[0][0]) < len(views) - 1:
+                if time.monotonic() > deadline:
+                    raise ClusterError(
+                        f"{node}: {streams} of {len(views) - 1} regions took up its rows again within {timeout:g} s",
+                        "Look at the links with `pghc status`, and heal them with `pghc up`", node=node,
+                    )  # fmt: skip
+                time.sleep(0.02)  # that a stream begins is not notified
+
+
 def subscription(publisher_region: str) -> str:
     """The name of the subscription to a region's primary; each primary has one for each other region."""
     return "from_" + publisher_region.replace("-", "_")

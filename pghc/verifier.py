@@ -384,7 +384,9 @@ class _Trial:
         if cut:
             reason = f"the final chain of {cut[0].region} is incomplete, and what there is of it holds no offence"
             return Verdict(None, reason, checked=checked, unchecked=tuple(unchecked))
-        parts = [f"{count(len(order), 'acknowledged append')} in real-time order, each in its place once"]
+        parts = []
+        if order:
+            parts.append(f"{count(len(order), 'acknowledged append')} in real-time order, each in its place once")
         if chains:
             same = "agree" if len(chains) > 1 else "stands"
             length = count(chains[0].walk.entries, "entry")

@@ -19,6 +19,7 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = ROOT / "notebooks"
 LIMIT = 600_000  # bytes of a lesson with its figures
+WIDTH = 100  # characters that JupyterLab shows of a line of code beside its file browser
 STRIP = ["nbstripout", "--keep-output", "--keep-id", "--keep-count", "--extra-keys",
          "metadata.language_info.version cell.metadata.execution"]  # fmt: skip
 
@@ -54,6 +55,8 @@ def faults(path: Path) -> list[str]:
         found.append("a cell failed")
     if path.stat().st_size > LIMIT:
         found.append(f"it is larger than {LIMIT:,} bytes")
+    wide = [line for cell in code for line in cell.source.splitlines() if len(line) > WIDTH]
+    found += [f"more than {WIDTH} characters in {line.strip()[:30]!r}" for line in wide]
     text = path.read_text()
     found += [f"it holds {word!r}" for word in (str(ROOT), str(Path.home()) + "/", "/tmp/") if word in text]  # noqa: S108
     return found
@@ -63,8 +66,8 @@ def main() -> int:
     arguments = sys.argv[1:]
     paths = [Path(each).resolve() for each in arguments if each != "--check"] or sorted(LESSONS.glob("*.ipynb"))
     if "--check" in arguments:
-        wrong = [(path.name, fault) for path in paths for fault in faults(path)]
-        sys.stdout.write("".join(f"{name}: {fault}. Run scripts/notebooks.py on it.\n" for name, fault in wrong))
+        wrong = [f"{path.name}: {fault}" for path in paths for fault in faults(path)]
+        sys.stdout.writelines(f"{each}. Mend it and run scripts/notebooks.py on it.\n" for each in wrong)
         return 1 if wrong else 0
     for path in paths:
         run(path)

@@ -118,7 +118,9 @@ def test_lag_names_the_server_that_fell_behind_most() -> None:
 
 def test_latencies_are_compared_with_the_floor() -> None:
     figure = plots.latencies({"slow": [400, 500, 600], "fast": [90, 96, 100]}, 80, "round trip")
-    assert figure.heading == "The fastest median, of fast, is 1.2 times what the distance allows"
+    assert figure.heading == "fast answers after 96 ms, 1.2 times what the distance allows"
+    alone = plots.latencies({"alone": [2, 3, 4]}, 80, "round trip")
+    assert alone.heading == "alone answers after 3 ms: too soon to have asked another region"
     assert plots.latencies({}, 80, "round trip").heading == "Nothing was measured"
 
 
