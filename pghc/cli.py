@@ -74,7 +74,7 @@ def up(
     directory: Directory = None,
     json: AsJson = False,
 ) -> None:
-    """Start the cluster, or start again what is missing of it."""
+    """Start the cluster, or start again what is missing of it, and open links that are cut."""
     cluster = open_backend(backend, directory, load(str(topology)) if topology else None)
     terminal.start(cluster)
     _put_status(cluster, json)

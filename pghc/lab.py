@@ -29,7 +29,7 @@ from pghc.audit import audit, audit_regions
 from pghc.backends import Backend, CanPartition, default_directory, open_backend
 from pghc.backends.embedded import Embedded
 from pghc.chain import Row
-from pghc.errors import PghcError
+from pghc.errors import NotRunning, PghcError
 from pghc.faults import Faults
 from pghc.figures import Figures
 from pghc.history import Read
@@ -250,6 +250,7 @@ def _show_our_errors_short() -> None:
         return
 
     def show(shell: Any, kind: type[BaseException], error: BaseException, trace: Any, **_: Any) -> None:
-        shell._showtraceback(kind, error, [f"{kind.__name__}: {error}"])
+        here = " In a lesson: run the first cell again." if isinstance(error, NotRunning) else ""
+        shell._showtraceback(kind, error, [f"{kind.__name__}: {error}{here}"])
 
     shell.set_custom_exc((PghcError,), show)

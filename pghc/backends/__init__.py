@@ -63,7 +63,10 @@ class Backend(Protocol):
     def topology(self) -> Topology: ...
 
     def up(self, progress: Progress = ...) -> None:
-        """Start the cluster, or start again what is missing of it. Idempotent. Raises `ClusterError`."""
+        """Start the cluster, or start again what is missing of it and heal its links. Idempotent.
+
+        Raises `ClusterError`.
+        """
 
     def down(self, *, purge: bool = False) -> None:
         """Stop everything; with ``purge`` delete its data, too. Idempotent. Raises `ClusterError`."""

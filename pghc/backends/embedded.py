@@ -76,7 +76,7 @@ class Embedded:
     # Backend
 
     def up(self, progress: Progress = quiet) -> None:
-        """Start the cluster, or what is missing of it. Raises `ClusterError`."""
+        """Start the cluster, or what is missing of it, and heal its links. Raises `ClusterError`."""
         supervisor = self._home.supervisor()
         if running := supervisor is not None:
             if self._wanted and self._wanted != self.topology:

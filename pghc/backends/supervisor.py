@@ -148,6 +148,8 @@ class Supervisor:
             self._home.save(self._cluster)
 
     async def _heal(self, say: Say) -> None:
+        assert self._wan
+        self._wan.heal_links()  # first: without links there is no quorum to wait for
         missing = [node for node in self._deployment.nodes if not self._servers[node.name].running]
         for node in self._deployment.nodes:
             if self._servers[node.name].paused:
@@ -157,9 +159,7 @@ class Supervisor:
             say(f"starting {node.name}")
             self._start(node)
         await self._wait_for_nodes(self._deployment.nodes)
-        assert self._wan
-        if all(link.state == "open" for link in self._wan.links()):
-            await self._wait_for_streams()
+        await self._wait_for_streams()
 
     async def down(self, _: Say) -> None:
         if self._starting:
