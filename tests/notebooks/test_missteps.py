@@ -121,6 +121,9 @@ def test_without_its_cluster_a_lesson_says_what_to_do_and_its_first_cell_does_it
         assert "Traceback" not in said
     assert "Error" not in kernels[0].run(FIRST_CELL)
     assert "zk_id=1" in kernels[0].run("lab.append('us-east')")
+    kernels.pop().close()  # it started the cluster, so it takes the cluster along
+    cluster.down()
+    cluster.up()
 
 
 def test_cells_run_twice_and_a_first_cell_in_the_middle_begin_anew(kernels: list[Kernel]) -> None:
