@@ -84,7 +84,8 @@ def _heal(backend: Embedded) -> None:
     for node in status.nodes:
         if node.state == "paused":
             backend.resume(node.name)
-    backend.heal_links()
+    if status.running:
+        backend.heal_links()
     backend.up()
 
 

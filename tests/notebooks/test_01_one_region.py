@@ -8,7 +8,7 @@ LESSON = "01-one-region"
 
 
 def test_a_held_replica_answers_with_old_rows(lesson: Lesson) -> None:
-    had, wrote = re.findall(r"with (\d+) entries; the primary had (\d+)", lesson.shows("hold"))[0]
+    had, wrote = re.findall(r"with (\d+) entries\nthe primary had (\d+)", lesson.shows("hold"))[0]
     assert int(had) < int(wrote)
 
 

@@ -33,7 +33,7 @@ def test_the_chain_forks_in_the_same_way(lesson: Lesson) -> None:
 def test_with_one_home_for_each_seat_the_second_buyer_is_refused(lesson: Lesson) -> None:
     said = lesson.shows("cure")
     assert "seat 10: alice" in said
-    assert "seat 10: no, bob. Conflict" in said
+    assert "seat 10: no, bob, sold already by eu-west" in said
 
 
 def test_the_model_solution_is_green(lesson: Lesson) -> None:
