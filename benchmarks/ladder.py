@@ -138,7 +138,7 @@ class Bench:
                         copy.write_row(row)
             run_sql(admin, "vacuum (analyze) public.chain")
             began = time.monotonic()
-            count, offences = store.offences()
+            _, count, offences = store.offences()
             took = time.monotonic() - began
             assert (count, offences) == (rows, [])
         workload.begin_chain(list(self.views.values()))
@@ -204,7 +204,7 @@ class Bench:
             ends: set[tuple[int, Row | None]] = set()
             for view in self.views.values():
                 with Store(view, timeout=120) as store:
-                    count, offences = store.offences()
+                    _, count, offences = store.offences()
                     ends.add((count, store.last()))
                     if offences:
                         return f"invalid: {len(offences)} entries offend"

@@ -29,8 +29,7 @@ def audit(reader: Reader, last: int | None = None, *, patience: float = SETTLE_S
     """
     deadline = time.monotonic() + patience
     while True:
-        anchor = reader.anchor(last)
-        count, offences = reader.offences(anchor)
+        anchor, count, offences = reader.offences(last)
         if not offences or any(expected for _, _, _, expected, _ in offences) or time.monotonic() > deadline:
             break
         time.sleep(0.1)  # replication that stands still notifies nobody

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -112,7 +113,32 @@ def connect(view: View, *, timeout: float = 10.0) -> KazooClient:
             "A quorum is more than half of the servers: see `pghc status`",
             node=view.topology.region(view.region).zookeeper,
         ) from error
+    threading.Thread(target=_watch_over, args=(client,), name=f"zookeeper watchdog {view.region}", daemon=True).start()
     return client
+
+
+def hang_up(client: KazooClient) -> None:
+    """Shut the client's TCP connection: what it has asked may be done, and is not answered. It connects anew."""
+    connection = getattr(getattr(client, "_connection", None), "_socket", None)
+    if connection:
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+
+def _watch_over(client: KazooClient) -> None:
+    """Hang up when the oldest question has had no answer for a session's time.
+
+    kazoo pings, and so notices that its server is cut off, only while it has nothing to send: a client that keeps
+    asking would wait for ever. Answers come in order, so the oldest question tells.
+    """
+    oldest, since = None, time.monotonic()
+    while not client._stopped.wait(SESSION_SECONDS / 4):
+        pending = next(iter(client._pending.copy()), None)
+        if pending is None or pending is not oldest:
+            oldest, since = pending, time.monotonic()
+        elif time.monotonic() - since > SESSION_SECONDS:
+            hang_up(client)
+            oldest = None
 
 
 class Sequencer:

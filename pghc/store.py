@@ -181,27 +181,26 @@ class Reader:
             for row in cursor.execute("select * from public.chain where zk_id > %s order by zk_id", (after,)):
                 yield Row(*row)
 
-    def anchor(self, last: int | None) -> int:
-        """The number below which the last ``last`` entries (None: all) begin; 0 when they begin with the first."""
-        if last is None:
-            return 0
-        query = """select coalesce(min(zk_id), 1) - 1
-                   from (select zk_id from public.chain order by zk_id desc limit %s)"""
-        return int(self.rows(query, last, what="find the last entries")[0][0])
-
     def offences(
-        self, anchor: int = 0, *, share: int = 200_000
-    ) -> tuple[int, list[tuple[int, str, str, str | None, int | None]]]:
-        """Verify in the database: how many entries are numbered above ``anchor``, and those of them that offend.
+        self, last: int | None = None, *, share: int = 200_000
+    ) -> tuple[int, int, list[tuple[int, str, str, str | None, int | None]]]:
+        """Verify the last ``last`` entries (None: all) in the database.
 
-        An offence is (zk_id, node_id, hash found, hash expected or None where the predecessor is missing, predecessor).
-        More than ``share`` entries are shared by two sessions, which look at one snapshot: a window runs on one core.
+        Returns their anchor, which is the number that they are all above (0 when they begin with the first), how many
+        they are, and those of them that offend: (zk_id, node_id, hash found, hash expected or None where the
+        predecessor is missing, predecessor). More than ``share`` entries are shared by two sessions, which look at one
+        snapshot: a window runs on one core.
         """
         isolation = "set transaction isolation level repeatable read, read only"
         with self.connection("verify") as connection, connection.transaction():
             connection.execute(isolation)
-            ends = "select count(*), max(zk_id) from public.chain where zk_id > %s"
-            count, top = _one(connection.execute(ends, (anchor,)))
+            if last is None:
+                ends = connection.execute("select 0, count(*), max(zk_id) from public.chain")
+            else:
+                newest = "select zk_id from public.chain order by zk_id desc limit %s"
+                query = f"select coalesce(min(zk_id), 1) - 1, count(*), max(zk_id) from ({newest})"  # noqa: S608  # literals
+                ends = connection.execute(query, (last,))
+            anchor, count, top = _one(ends)
             query = "select * from pghc.offences(%s, %s)"
             if count <= share:
                 rows = connection.execute(query, (anchor, top)).fetchall()
@@ -220,7 +219,7 @@ class Reader:
                 with ThreadPoolExecutor(1) as pool:
                     rest = pool.submit(second)
                     rows = connection.execute(query, (anchor, seam)).fetchall() + rest.result()
-        return count, [(row[0], row[1], row[2], row[3], row[4]) for row in rows]
+        return anchor, count, [(row[0], row[1], row[2], row[3], row[4]) for row in rows]
 
 
 class Store(Reader):

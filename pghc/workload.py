@@ -12,7 +12,6 @@ import os
 import pickle
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -34,7 +33,7 @@ from pghc.backends import Backend
 from pghc.chain import Row
 from pghc.errors import BadInput, ClusterError, PghcError, Unavailable
 from pghc.history import Read, Recorder
-from pghc.sequencer import Entry, Sequencer
+from pghc.sequencer import Entry, Sequencer, hang_up
 from pghc.store import Reader, Store, reset
 from pghc.topology import View
 from pghc.verifier import Verdict, check
@@ -647,12 +646,9 @@ def _open(job: Job, step: Callable[[str], None]) -> Writer:
 
 
 def _break_connection(writer: Writer) -> None:
-    """Shut the TCP connection to ZooKeeper under the client: what it has asked may be done, and is not answered."""
-    client = getattr(getattr(writer, "sequencer", None) or getattr(writer, "mutex", None), "client", None)
-    connection = getattr(getattr(client, "_connection", None), "_socket", None)
-    if connection:
-        with suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
+    """Lose what ZooKeeper is about to answer."""
+    if client := getattr(getattr(writer, "sequencer", None) or getattr(writer, "mutex", None), "client", None):
+        hang_up(client)
 
 
 if __name__ == "__main__":

@@ -359,7 +359,7 @@ class Deployment:
                     return "Mode: " in answer or (not quorum and bool(answer))
             return False
 
-        await self._wait(node, process, answers, "has not joined a quorum")
+        await self._wait(node, process, answers, "has not joined a quorum" if quorum else "does not answer")
 
     async def wait_for_api(self, node: Node, process: Process) -> None:
         """Until it answers, and can read some server of its region."""

@@ -15,6 +15,7 @@ from pghc.backends import Backend
 from pghc.chain import Row
 from pghc.errors import Indefinite, PghcError, Unavailable
 from pghc.faults import Faults
+from pghc.sequencer import Entry, Sequencer
 from pghc.store import Store
 from pghc.topology import View
 from pghc.verifier import verify
@@ -128,3 +129,23 @@ def test_a_lock_holder_that_dies_after_its_claim_stops_everyone_for_good(
             dying.append(new_id())
         with pytest.raises(Unavailable, match="was claimed but has not arrived"):
             other.append(new_id(), timeout=3)
+
+
+def test_a_client_that_keeps_asking_notices_that_its_far_server_is_cut_off(cluster: Backend) -> None:
+    """kazoo by itself pings only while it has nothing to send."""
+    home = "eu-west"
+    view = cluster.view(home)
+    others = {region: view.addresses[f"{region}-zookeeper"].port for region in cluster.topology.names if region != home}
+    with Faults(cluster).kill(f"{home}-zookeeper"), Sequencer(view, timeout=20) as sequencer:
+        entry = Entry(f"{home}-primary", ())
+        first = sequencer.take(entry, 20)
+        port = sequencer.client._connection._socket.getpeername()[1]
+        far = next(region for region, of in others.items() if of == port)
+        with Faults(cluster).partition(home, far), ThreadPoolExecutor(64) as pool:
+            asked = []
+            deadline = time.monotonic() + 20
+            while not any(each.done() for each in asked) and time.monotonic() < deadline:
+                asked.append(pool.submit(sequencer.take, entry, 30))
+                time.sleep(0.5)
+            assert any(each.done() for each in asked), f"cut off from {far} for 20 s, and there is another server"
+        assert min(each.result() for each in asked) > first
