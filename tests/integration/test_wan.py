@@ -90,7 +90,7 @@ async def best_of(streams: Streams, expected: float) -> float:
 
 
 def near(seconds: float) -> object:
-    return pytest.approx(seconds, rel=0.05, abs=0.001)
+    return pytest.approx(seconds, rel=0.05, abs=0.002)
 
 
 @pytest.mark.parametrize(("there", "back"), [(40, 40), (95, 95), (20, 100), (100, 20), (3, 3)])
@@ -135,15 +135,15 @@ def test_bytes_arrive_complete_and_in_order_while_the_delay_shrinks() -> None:
 
 def test_the_delay_of_one_direction_can_be_changed_alone_on_an_open_connection() -> None:
     async def scenario() -> None:
-        async with world(two_regions(10, 10)) as here:
+        async with world(two_regions(40, 40)) as here:
             streams = await here.dial()
             await ping(streams)
             here.wan.set_link("a", "b", delay_ms=80)
-            assert await best_of(streams, 0.090) == near(0.090)
+            assert await best_of(streams, 0.120) == near(0.120)
             here.wan.set_link("a", "b", delay_ms=0)
-            assert await best_of(streams, 0.010) == near(0.010)
+            assert await best_of(streams, 0.040) == near(0.040)
             here.wan.heal_links()
-            assert await best_of(streams, 0.020) == near(0.020)
+            assert await best_of(streams, 0.080) == near(0.080)
 
     run(scenario)
 
