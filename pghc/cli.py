@@ -449,7 +449,7 @@ def lab(
         "ServerApp.log_level": "WARN",
         "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",  # nothing is asked of the network
         "LabApp.log_level": "WARN",
-        "LabApp.news_url": None,  # nor the reader, whether he wants any
+        "LabApp.news_url": "",
         "LabApp.default_url": "/lab/tree/00-tour.ipynb" if (lessons / "00-tour.ipynb").exists() else "/lab",
         "LabApp.extension_manager": "readonly",
     }
