@@ -90,7 +90,7 @@ async def best_of(streams: Streams, expected: float) -> float:
 
 
 def near(seconds: float) -> object:
-    return pytest.approx(seconds, rel=0.05, abs=0.002)
+    return pytest.approx(seconds, rel=0.05, abs=0.001)
 
 
 @pytest.mark.parametrize(("there", "back"), [(40, 40), (95, 95), (20, 100), (100, 20), (3, 3)])

@@ -13,6 +13,11 @@ from jupyter_client.manager import start_new_kernel
 from pghc.backends.embedded import Embedded
 
 FIRST_CELL = "from pghc import Lab\nlab = Lab.attach()\nlab.begin_chain()"
+AMID_A_FAULT = """
+import time
+with lab.faults.partition('us-east', 'eu-west'), lab.faults.kill('ap-south-replica-1'):
+    time.sleep(60)
+"""
 
 
 class Kernel:
@@ -86,8 +91,7 @@ def test_an_interrupted_run_leaves_no_client_behind_and_the_next_cell_works(kern
 
 
 def test_an_interrupted_fault_is_healed(kernels: list[Kernel], cluster: Embedded) -> None:
-    fault = "import time\nwith lab.faults.partition('us-east', 'eu-west'), lab.faults.kill('ap-south-replica-1'):\n"
-    running = kernels[0].begin(fault + "    time.sleep(60)")
+    running = kernels[0].begin(AMID_A_FAULT)
     assert kernels[0].interrupt(running, after=2).startswith("KeyboardInterrupt")
     assert cluster.status().healthy
     assert {link.state for link in cluster.links()} == {"open"}
@@ -96,8 +100,7 @@ def test_an_interrupted_fault_is_healed(kernels: list[Kernel], cluster: Embedded
 def test_a_kernel_that_is_restarted_amid_a_fault_finds_a_whole_cluster_after_its_first_cell(
     kernels: list[Kernel], cluster: Embedded
 ) -> None:
-    fault = "import time\nwith lab.faults.partition('us-east', 'eu-west'), lab.faults.kill('ap-south-replica-1'):\n"
-    kernels[0].begin(fault + "    time.sleep(60)")
+    kernels[0].begin(AMID_A_FAULT)
     deadline = time.monotonic() + 20
     while cluster.status().healthy and time.monotonic() < deadline:
         time.sleep(0.1)
