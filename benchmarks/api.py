@@ -25,9 +25,9 @@ from http.client import HTTPConnection
 from pathlib import Path
 from uuid import uuid4
 
-from pghc import workload
-from pghc.backends.embedded import Embedded
+from pghc.cluster.local.embedded import Embedded
 from pghc.store import Reader
+from pghc.workload import chains
 from pghc.writers import open_writer
 
 CLIENTS = 256
@@ -167,14 +167,14 @@ def rate(cluster: Embedded, clients: int, seconds: float) -> tuple[float, float,
     Raises `AssertionError` unless every answer is an entry and every region has all of them.
     """
     views = [cluster.view(name) for name in cluster.topology.names]
-    workload.begin_chain(views)
+    chains.begin_chain(views)
     with nodes(cluster, "broadcast") as addresses:
         out: multiprocessing.Queue = multiprocessing.Queue()
         process = multiprocessing.Process(target=_load_process, args=([*addresses.values()], clients, seconds, out))
         process.start()
         rate, milliseconds, ok, errors = out.get(timeout=seconds + 60)
         process.join()
-        workload.settle(views)
+        chains.settle(views)
         assert not errors, f"{errors} requests failed"
         for view in views:
             with Reader(view, view.topology.region(view.region).primary) as reader:
@@ -187,7 +187,7 @@ def measure(cluster: Embedded, seconds: float) -> None:
     """Print all measurements."""
     print(f"{'append, one at a time':44}{'direct ms':>10}{'API ms':>10}{'more ms':>10}{'pairs':>8}")
     for writer, region in (("causal", cluster.topology.central), ("broadcast", cluster.topology.central)):
-        workload.begin_chain([cluster.view(name) for name in cluster.topology.names])
+        chains.begin_chain([cluster.view(name) for name in cluster.topology.names])
         direct, through, pairs = overhead(cluster, writer, region, seconds)
         print(f"{f'  {writer} in {region}':44}{direct:10.1f}{through:10.1f}{through - direct:10.1f}{pairs:8}")
     regions = len(cluster.topology.names)

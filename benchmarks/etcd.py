@@ -28,11 +28,11 @@ from typing import Any
 
 import httpx
 
-from pghc.backends.processes import Command, Processes
 from pghc.chain import Row, successor
+from pghc.cluster.local.processes import Command, Processes
+from pghc.cluster.wan import Wan
 from pghc.topology import Address, Region, Topology, load
-from pghc.verifier import verify
-from pghc.wan import Wan
+from pghc.verify.checker import verify
 
 KEY = b64encode(b"chain").decode()
 SEA = "sea"  # a place of its own from which all members are dialled

@@ -17,11 +17,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from pghc import workload
-from pghc.backends.embedded import Embedded
+from pghc.cluster.local.embedded import Embedded
 from pghc.errors import PghcError
-from pghc.faults import Faults
-from pghc.nemesis import Nemesis, save_evidence, schedule
+from pghc.faults.injection import Faults
+from pghc.faults.nemesis import Nemesis, save_diagnostics, schedule
+from pghc.workload import chains, runs
 from pghc.writers import writer_class
 
 
@@ -29,7 +29,7 @@ def one(backend: Embedded, writer: str, seed: int, seconds: float, path: Path) -
     """One run; returns what is wrong with it."""
     exact = writer_class(writer).exactly_once
     nemesis = Nemesis(Faults(backend), schedule(seed, backend.topology, seconds, writer_class(writer).steps))
-    run = workload.run(
+    run = runs.run(
         backend, writer, clients=2, seconds=seconds, reads=0.3, seed=seed, during=nemesis, history_path=path
     )
     caught_up = run.caught_up_seconds
@@ -38,8 +38,8 @@ def one(backend: Embedded, writer: str, seed: int, seconds: float, path: Path) -
     print(f"{writer:9} seed {seed:3}  {run.appends:6} appends  {run.verdict.word:7}  {equal}; {faults}", flush=True)
     if run.verdict.valid is exact and (caught_up is not None or not exact):
         return None
-    evidence = f"; evidence: {save_evidence(backend, run, nemesis, seed)}" if exact else ""
-    return f"{writer}, seed {seed}: {run.verdict}; {equal}{evidence}"
+    kept = save_diagnostics(backend, run.path, nemesis, writer=run.writer, seed=seed) if exact else None
+    return f"{writer}, seed {seed}: {run.verdict}; {equal}" + (f"; diagnostics: {kept}" if kept else "")
 
 
 def main() -> int:
@@ -58,7 +58,7 @@ def main() -> int:
             for seed in seeds:
                 for writer in arguments.writers.split(","):
                     with suppress(PghcError):  # ends a mesh that a naive run left stuck
-                        workload.begin_chain([backend.view(name) for name in backend.topology.names])
+                        chains.begin_chain([backend.view(name) for name in backend.topology.names])
                     backend.up()  # whatever else the last run left
                     runs += 1
                     if trouble := one(backend, writer, seed, arguments.seconds, Path(directory) / "history.jsonl"):

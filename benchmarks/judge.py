@@ -18,8 +18,8 @@ from itertools import count
 from pathlib import Path
 
 from pghc.chain import Row, extend
-from pghc.history import Read, Recorder, read
-from pghc.verifier import check
+from pghc.verify.checker import check
+from pghc.verify.history import Read, Recorder, read
 
 REGIONS = ("us-east", "eu-west", "ap-south")
 CLIENTS = 30

@@ -30,13 +30,15 @@ from psycopg import sql
 from rich.console import Console
 from rich.table import Table
 
-from pghc import plots, workload
-from pghc.backends.embedded import Embedded
 from pghc.chain import ROOT, Row, extend, successor
+from pghc.cluster.local.embedded import Embedded
+from pghc.cluster.mesh import subscription
+from pghc.lab import plots
 from pghc.sequencer import Entry, Sequencer
-from pghc.store import Reader, Store, subscription
+from pghc.store import Reader, Store
 from pghc.topology import Topology, View
-from pghc.verifier import verify
+from pghc.verify.checker import verify
+from pghc.workload import chains, runs
 from pghc.writers import NAMES, Base, Step, no_step, open_writer
 
 
@@ -127,7 +129,7 @@ class Bench:
     def verification(self, rows: int = 1_000_000) -> float:
         """Rows a second that the verifier in the database judges."""
         self.say(f"verification of {rows:,} rows in the database")
-        workload.begin_chain(list(self.views.values()))
+        chains.begin_chain(list(self.views.values()))
         view = self.views[self.leader]
         with Store(view, timeout=300) as store, Reader(view, store.node, timeout=300, admin=True) as admin:
             node = store.node
@@ -138,10 +140,10 @@ class Bench:
                         copy.write_row(row)
             run_sql(admin, "vacuum (analyze) public.chain")
             began = time.monotonic()
-            _, count, offences = store.offences()
+            _, count, anomalies = store.anomalies()
             took = time.monotonic() - began
-            assert (count, offences) == (rows, [])
-        workload.begin_chain(list(self.views.values()))
+            assert (count, anomalies) == (rows, [])
+        chains.begin_chain(list(self.views.values()))
         return rows / took
 
     def floor_ms(self, region: str) -> float:
@@ -154,7 +156,7 @@ class Bench:
     def one_at_a_time(self, name: str, make: Callable[[View], Appends] | None = None) -> Line:
         """One append in the whole world at a time, the regions in turn."""
         self.say(f"{name}: one in flight")
-        workload.begin_chain(list(self.views.values()))
+        chains.begin_chain(list(self.views.values()))
         took: dict[str, list[float]] = {region: [] for region in self.views}
         with ExitStack() as stack:
             writers = {
@@ -179,7 +181,7 @@ class Bench:
         many = in_flight or clients
         self.say(f"{name}: {many} in flight a region")
         exact = name in ("causal", "broadcast")
-        run = workload.run(
+        run = runs.run(
             self.backend,
             name,
             clients=clients,
@@ -204,10 +206,10 @@ class Bench:
             ends: set[tuple[int, Row | None]] = set()
             for view in self.views.values():
                 with Store(view, timeout=120) as store:
-                    _, count, offences = store.offences()
+                    _, count, anomalies = store.anomalies()
                     ends.add((count, store.last()))
-                    if offences:
-                        return f"invalid: {len(offences)} entries offend"
+                    if anomalies:
+                        return f"invalid: {len(anomalies)} entries offend"
             if len(ends) == 1:
                 count = next(iter(ends))[0]
                 return "valid" if most is None or count <= most else f"invalid: {count} entries of {most} appends"
@@ -223,7 +225,7 @@ class Bench:
         needed = len(self.topology.names) // 2
         view = self.views[home]
         with Reader(view, f"{home}-primary", admin=True, timeout=30) as admin:
-            workload.begin_chain(list(self.views.values()))
+            chains.begin_chain(list(self.views.values()))
             run_sql(
                 admin,
                 """create or replace function public.bench_append(node text, request uuid) returns void

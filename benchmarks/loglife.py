@@ -11,10 +11,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from pghc import workload
-from pghc.backends.deployment import ask_zookeeper
-from pghc.backends.embedded import Embedded
-from pghc.plots import Plot
+from pghc.cluster.local.deployment import ask_zookeeper
+from pghc.cluster.local.embedded import Embedded
+from pghc.lab.plots import Plot
+from pghc.workload import runs
+from pghc.workload.processes import ClientProcesses
 
 
 def main() -> None:
@@ -32,7 +33,7 @@ def main() -> None:
             region = backend.topology.regions[0]
             address = backend.view(region.name).addresses[region.zookeeper]
 
-            def sample(clients: workload.Clients) -> None:
+            def sample(clients: ClientProcesses) -> None:
                 while clients.elapsed < arguments.seconds:
                     answer = asyncio.run(asyncio.wait_for(ask_zookeeper(address, "mntr"), 5))
                     values = dict(line.split("\t") for line in answer.splitlines() if "\t" in line)
@@ -41,7 +42,7 @@ def main() -> None:
                     print(f"{clients.elapsed:6.1f} s  {nodes:7,} nodes  {size:6.1f} MB", flush=True)
                     time.sleep(max(arguments.seconds / 60, 0.5))
 
-            run = workload.run(
+            run = runs.run(
                 backend,
                 arguments.writer,
                 clients=8,

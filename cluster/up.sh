@@ -61,11 +61,11 @@ set -E
 trap 'echo "error: cluster/up.sh, line $LINENO: $BASH_COMMAND" >&2' ERR
 
 python=$root/.venv/bin/python
-pghc() { (cd "$root" && "$python" -m pghc.backends.manifests "$@") || exit 2; }
+pghc() { (cd "$root" && "$python" -m pghc.cluster.kubernetes.manifests "$@") || exit 2; }
 
 check() {
   need_docker
-  (cd "$root" && "$python" -c 'import pghc.cli' 2>/dev/null) || "$root/scripts/venv.sh" all
+  (cd "$root" && "$python" -c 'import pghc.cli.commands' 2>/dev/null) || "$root/scripts/venv.sh" all
   mkdir -p "$work"
 }
 
@@ -182,7 +182,7 @@ load() { # the images onto every region's node that lacks them
     for image in "${images[@]}"; do
       if ! grep -qx "docker.io/$image" <<< "$there"; then missing+=("$node"); break; fi
     done
-    # where the volumes of pghc/backends/manifests.py are, for the servers' user
+    # where the volumes of pghc/cluster/kubernetes/manifests.py are, for the servers' user
     docker exec "$node" sh -c 'for d in primary-0 zookeeper-0 replica-1 replica-2 replica-3 replica-4 replica-5; do [ -d /var/lib/pghc/$d ] || install -d -o 10001 -g 10001 -m 0700 /var/lib/pghc/$d; done'
   done
   [ ${#missing[@]} != 0 ] || return 0

@@ -1,3 +1,3 @@
-from pghc.cli import main
+from pghc.cli.commands import main
 
 main()

@@ -138,7 +138,7 @@ end $$;
 -- Every offending entry of those numbered above "anchor" (0: from the first) up to "until", by recomputation in the
 -- database. An entry without its predecessor offends. Frames of rows, which lag() does not look at, spare it the search
 -- for peers: a third of the time.
-create function pghc.offences(anchor bigint default 0, until bigint default 9223372036854775807)
+create function pghc.anomalies(anchor bigint default 0, until bigint default 9223372036854775807)
 returns table (zk_id bigint, node_id text, found text, expected text, predecessor bigint)
 language sql stable parallel safe set search_path = '' as $$
     select l.zk_id, l.node_id, l.hash,

@@ -1,13 +1,13 @@
 """Consensus-backed, strictly increasing numbers: a log of sequential nodes in ZooKeeper, by kazoo.
 
 An entry of the log is a sequential node; creating it is agreed on by a quorum, and its place among its siblings is its
-*log position*. Positions start at 1, have no gaps, and go on across sessions, servers and epochs::
+*log position*. Positions start at 1, have no gaps, and go on across sessions, servers and segments::
 
-    /pghc/log/e0000000001          {"base": 0}        an epoch: positions base + 1, base + 2, ...
-    /pghc/log/e0000000001/n-0000000000                position 1: {"node_id": ..., "requests": [...]}
+    /pghc/log/s0000000001          {"base": 0}        a segment: positions base + 1, base + 2, ...
+    /pghc/log/s0000000001/n-0000000000                position 1: {"node_id": ..., "requests": [...]}
 
 ZooKeeper numbers the children of one parent with a signed 32-bit counter, so the log goes on under a new parent from
-time to time (`rotate`); old epochs are deleted whole (`truncate`). Each creation is
+time to time (`rotate`); old segments are deleted whole (`truncate`). Each creation is
 one transaction with a check that the parent's version is still 0, and rotation begins with a write to the parent: an
 order to the leader like any other, hence no creation slips in after its end was read. (To take away the right to create
 does not do: the leader checks rights against what is committed, not against what is under way.)
@@ -72,13 +72,13 @@ class Entry(NamedTuple):
         return cls(fields["node_id"], tuple(fields["requests"]))
 
 
-class Epoch(NamedTuple):
+class Segment(NamedTuple):
     number: int
     base: int
 
     @property
     def path(self) -> str:
-        return f"{LOG}/e{self.number:010d}"
+        return f"{LOG}/s{self.number:010d}"
 
     def node(self, position: int) -> str:
         return f"{self.path}/n-{position - self.base - 1:010d}"
@@ -148,10 +148,10 @@ class Sequencer:
     for that long and nothing was sent, `Indefinite` when something was sent and no answer came.
     """
 
-    def __init__(self, view: View, *, timeout: float = 10.0, epoch_size: int = 20_000) -> None:
-        self.region, self.timeout, self.epoch_size = view.region, timeout, epoch_size
+    def __init__(self, view: View, *, timeout: float = 10.0, segment_size: int = 20_000) -> None:
+        self.region, self.timeout, self.segment_size = view.region, timeout, segment_size
         self._regions = view.topology.names
-        self._epochs: list[Epoch] = []
+        self._segments: list[Segment] = []
         self._changed, self._connected = threading.Event(), threading.Event()
         self.client = connect(view, timeout=timeout)
         self._connected.set()
@@ -160,8 +160,8 @@ class Sequencer:
             with self._guarded("open the log", timeout) as deadline:
                 for path in (LOG, APPLIED):
                     self.client.ensure_path(path)
-                if not self._load(deadline)._epochs:
-                    self._begin(Epoch(1, 0), deadline)
+                if not self._load(deadline)._segments:
+                    self._begin(Segment(1, 0), deadline)
                     self._load(deadline)
         except BaseException:
             self.close()
@@ -188,11 +188,11 @@ class Sequencer:
         data, sent = entry.encode(), False
         deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
         while True:
-            epoch = self._epochs[-1]
+            segment = self._segments[-1]
             try:
                 self.await_quorum("append to the log", _left(deadline))
                 sent = True
-                results = self._create(epoch, data).get(timeout=_left(deadline))
+                results = self._create(segment, data).get(timeout=_left(deadline))
             except (Unavailable, *LOST) as error:
                 if not sent:
                     raise
@@ -203,27 +203,27 @@ class Sequencer:
                         node=f"{self.region}-zookeeper",
                     ) from error
             else:
-                position = position_of(epoch, results)
-                if position is None:  # this epoch has ended: certainly not created
-                    self.next_epoch(epoch, _left(deadline))
+                position = position_of(segment, results)
+                if position is None:  # this segment has ended: certainly not created
+                    self.next_segment(segment, _left(deadline))
                     continue
-                if position - epoch.base >= self.epoch_size:
+                if position - segment.base >= self.segment_size:
                     with suppress(Unavailable):  # the next one will try: this entry is in the log
-                        self.rotate(epoch, _left(deadline))
+                        self.rotate(segment, _left(deadline))
                 return position
 
-    def take_async(self, entry: Entry) -> tuple[Epoch, IAsyncResult]:
-        """Begin to append ``entry`` in the current epoch; for callers that keep many entries on their way.
+    def take_async(self, entry: Entry) -> tuple[Segment, IAsyncResult]:
+        """Begin to append ``entry`` in the current segment; for callers that keep many entries on their way.
 
-        ``position_of(epoch, result.get(...))`` is its position. Entries of one session keep their order.
+        ``position_of(segment, result.get(...))`` is its position. Entries of one session keep their order.
         """
-        epoch = self._epochs[-1]
-        return epoch, self._create(epoch, entry.encode())
+        segment = self._segments[-1]
+        return segment, self._create(segment, entry.encode())
 
-    def _create(self, epoch: Epoch, data: bytes) -> IAsyncResult:
+    def _create(self, segment: Segment, data: bytes) -> IAsyncResult:
         transaction = self.client.transaction()
-        transaction.check(epoch.path, 0)
-        transaction.create(f"{epoch.path}/n-", data, sequence=True)
+        transaction.check(segment.path, 0)
+        transaction.create(f"{segment.path}/n-", data, sequence=True)
         return transaction.commit_async()
 
     def read(self, first: int, last: int, timeout: float | None = None) -> list[Entry]:
@@ -234,16 +234,16 @@ class Sequencer:
         entries: list[Entry] = []
         with self._guarded("read the log", timeout) as deadline:
             while first <= last:
-                epoch = self._epoch_of(first)
+                segment = self._segment_of(first)
                 window = range(first, min(first + 64, last + 1))  # so many reads on their way at once
-                answers = [self.client.get_async(epoch.node(position)) for position in window]
+                answers = [self.client.get_async(segment.node(position)) for position in window]
                 read = 0
                 try:
                     for answer in answers:
                         entries.append(Entry.decode(answer.get(timeout=_left(deadline))[0]))
                         read += 1
                 except zk.NoNodeError:
-                    if self._load(deadline)._epoch_of(first + read) == epoch:
+                    if self._load(deadline)._segment_of(first + read) == segment:
                         break
                 first += read
         return entries
@@ -251,26 +251,26 @@ class Sequencer:
     def wait_beyond(self, position: int, timeout: float) -> int:
         """Wait, woken by a watch, until this region's server has entries after ``position``.
 
-        Returns the last position that it has, in the epoch that holds the next one; ``position`` itself on time-out.
+        Returns the last position that it has, in the segment that holds the next one; ``position`` itself on time-out.
         """
         end = time.monotonic() + timeout
         while (left := end - time.monotonic()) > 0:
             self._changed.clear()
             with self._guarded("watch the log", None) as deadline:
-                epoch = self._epoch_of(position + 1)
+                segment = self._segment_of(position + 1)
                 try:
-                    last = self._end(epoch, deadline)
+                    last = self._end(segment, deadline)
                 except zk.NoNodeError:  # all regions had all of it, so it was truncated: the next one is there
-                    if self._load(deadline)._epoch_of(position + 1) == epoch:
+                    if self._load(deadline)._segment_of(position + 1) == segment:
                         raise self._unavailable("watch the log") from None
                     continue
                 if last > position:
                     return last
-                entry = self.client.exists_async(epoch.node(position + 1), watch=self._wake)
-                heir = self.client.exists_async(Epoch(epoch.number + 1, 0).path, watch=self._wake)
+                entry = self.client.exists_async(segment.node(position + 1), watch=self._wake)
+                following = self.client.exists_async(Segment(segment.number + 1, 0).path, watch=self._wake)
                 if entry.get(timeout=_left(deadline)):
                     return position + 1
-                if heir.get(timeout=_left(deadline)) and self._load(deadline)._epoch_of(position + 1) != epoch:
+                if following.get(timeout=_left(deadline)) and self._load(deadline)._segment_of(position + 1) != segment:
                     continue
             self._changed.wait(left)
         return position
@@ -280,7 +280,7 @@ class Sequencer:
         with self._guarded("read the log's tip", timeout) as deadline:
             self.client.sync_async(LOG).get(timeout=_left(deadline))
             self._load(deadline)
-            return self._end(self._epochs[-1], deadline)
+            return self._end(self._segments[-1], deadline)
 
     def times(self, positions: Iterable[int], timeout: float | None = None) -> dict[int, int]:
         """When these positions were agreed on, in milliseconds since 1970; those that the log lacks are left out.
@@ -288,33 +288,33 @@ class Sequencer:
         The clock is that of the ZooKeeper server that was the leader.
         """
         with self._guarded("read the log's times", timeout) as deadline:
-            first = self._load(deadline)._epochs[0].base + 1
-            asked = {p: self.client.exists_async(self._epoch_of(p).node(p)) for p in positions if p >= first}
+            first = self._load(deadline)._segments[0].base + 1
+            asked = {p: self.client.exists_async(self._segment_of(p).node(p)) for p in positions if p >= first}
             stats = {position: answer.get(timeout=_left(deadline)) for position, answer in asked.items()}
         return {position: int(stat.ctime) for position, stat in stats.items() if stat}
 
-    # Epochs
+    # Segments
 
-    def rotate(self, epoch: Epoch | None = None, timeout: float | None = None) -> Epoch:
-        """End ``epoch`` (default: the current one) and go on in the next; returns the epoch that is current afterwards.
+    def rotate(self, segment: Segment | None = None, timeout: float | None = None) -> Segment:
+        """End ``segment`` (default: the current one) and go on in the next; returns the one that is current afterwards.
 
-        Idempotent, by any number of callers at once: whoever finds an ended epoch begins the next with the same base.
+        Idempotent, by any number of callers at once: whoever finds an ended segment begins the next with the same base.
         """
         with self._guarded("rotate the log", timeout) as deadline:
-            epoch = epoch or self._load(deadline)._epochs[-1]
+            segment = segment or self._load(deadline)._segments[-1]
             try:
-                ended = json.dumps({"base": epoch.base, "ended": True}).encode()
+                ended = json.dumps({"base": segment.base, "ended": True}).encode()
                 with suppress(zk.BadVersionError):  # it is ended already
-                    self.client.set_async(epoch.path, ended, 0).get(timeout=_left(deadline))
-                self._begin(Epoch(epoch.number + 1, self._end(epoch, deadline)), deadline)
+                    self.client.set_async(segment.path, ended, 0).get(timeout=_left(deadline))
+                self._begin(Segment(segment.number + 1, self._end(segment, deadline)), deadline)
             except zk.NoNodeError:
                 pass  # truncated already: so the next was begun long ago
-            return self._load(deadline)._epochs[-1]
+            return self._load(deadline)._segments[-1]
 
-    def next_epoch(self, ended: Epoch, timeout: float | None = None) -> None:
+    def next_segment(self, ended: Segment, timeout: float | None = None) -> None:
         """Go on after ``ended``, as a refused creation or its size has shown; begin the next if nobody did yet."""
-        with self._guarded("find the log's next epoch", timeout) as deadline:
-            if self._load(deadline)._epochs[-1].number <= ended.number:
+        with self._guarded("find the log's next segment", timeout) as deadline:
+            if self._load(deadline)._segments[-1].number <= ended.number:
                 self.rotate(ended, _left(deadline))
 
     def applied(self, position: int, timeout: float | None = None) -> int:
@@ -339,65 +339,65 @@ class Sequencer:
             return lowest
 
     def truncate(self, below: int, timeout: float | None = None) -> int:
-        """Delete the ended epochs that hold no position above ``below``; returns how many were deleted."""
+        """Delete the ended segments that hold no position above ``below``; returns how many were deleted."""
         deleted = 0
         with self._guarded("truncate the log", timeout) as deadline:
-            epochs = self._load(deadline)._epochs
-            for epoch, heir in pairwise(epochs):
-                if heir.base > below:
+            segments = self._load(deadline)._segments
+            for segment, following in pairwise(segments):
+                if following.base > below:
                     break
                 try:
-                    names = self.client.get_children_async(epoch.path).get(timeout=_left(deadline))
+                    names = self.client.get_children_async(segment.path).get(timeout=_left(deadline))
                 except zk.NoNodeError:
                     continue  # another region was at the same task
                 for start in range(0, len(names), 500):
                     transaction = self.client.transaction()
                     for name in names[start : start + 500]:
-                        transaction.delete(f"{epoch.path}/{name}")
+                        transaction.delete(f"{segment.path}/{name}")
                     transaction.commit_async().get(timeout=_left(deadline))
                 try:
-                    self.client.delete_async(epoch.path).get(timeout=_left(deadline))
+                    self.client.delete_async(segment.path).get(timeout=_left(deadline))
                 except (zk.NotEmptyError, zk.NoNodeError):
                     break  # another region is at the same task
                 deleted += 1
         return deleted
 
-    def _begin(self, epoch: Epoch, deadline: float) -> None:
-        data = json.dumps({"base": epoch.base}).encode()
+    def _begin(self, segment: Segment, deadline: float) -> None:
+        data = json.dumps({"base": segment.base}).encode()
         with _may_exist():
-            self.client.create_async(epoch.path, data).get(timeout=_left(deadline))
+            self.client.create_async(segment.path, data).get(timeout=_left(deadline))
 
     def _load(self, deadline: float) -> Self:
-        """Learn which epochs there are, from this region's server."""
+        """Learn which segments there are, from this region's server."""
         numbers = sorted(int(name[1:]) for name in self.client.get_children_async(LOG).get(timeout=_left(deadline)))
-        known = {epoch.number: epoch for epoch in self._epochs}
-        epochs = []
+        known = {segment.number: segment for segment in self._segments}
+        segments = []
         for number in numbers:
             if number not in known:
                 try:
-                    data, _ = self.client.get_async(Epoch(number, 0).path).get(timeout=_left(deadline))
+                    data, _ = self.client.get_async(Segment(number, 0).path).get(timeout=_left(deadline))
                 except zk.NoNodeError:
                     continue  # truncated meanwhile
-                known[number] = Epoch(number, json.loads(data)["base"])
-            epochs.append(known[number])
-        self._epochs = epochs or self._epochs
+                known[number] = Segment(number, json.loads(data)["base"])
+            segments.append(known[number])
+        self._segments = segments or self._segments
         return self
 
-    def _epoch_of(self, position: int) -> Epoch:
-        for epoch in reversed(self._epochs):
-            if epoch.base < position:
-                return epoch
+    def _segment_of(self, position: int) -> Segment:
+        for segment in reversed(self._segments):
+            if segment.base < position:
+                return segment
         raise ClusterError(
-            f"{self.region}: log position {position} has been truncated, the log begins at {self._epochs[0].base + 1}",
+            f"{self.region}: log position {position} has been truncated, it begins at {self._segments[0].base + 1}",
             "Truncation never passes what all regions have applied: is this server's data from an older cluster?",
         )
 
-    def _end(self, epoch: Epoch, deadline: float) -> int:
-        """The last position given in ``epoch``: a parent counts creations and deletions, its children are the rest."""
-        stat = self.client.exists_async(epoch.path).get(timeout=_left(deadline))
+    def _end(self, segment: Segment, deadline: float) -> int:
+        """The last position in ``segment``: a parent counts creations and deletions, its children are the rest."""
+        stat = self.client.exists_async(segment.path).get(timeout=_left(deadline))
         if stat is None:
             raise zk.NoNodeError
-        return epoch.base + (int(stat.cversion) + int(stat.numChildren)) // 2
+        return segment.base + (int(stat.cversion) + int(stat.numChildren)) // 2
 
     # Connection
 
@@ -496,10 +496,10 @@ def _left(deadline: float) -> float:
     return max(deadline - time.monotonic(), 0.001)
 
 
-def position_of(epoch: Epoch, results: Sequence[object]) -> int | None:
-    """The position of what was created, from the results of its transaction; None: nothing was, ``epoch`` has ended."""
+def position_of(segment: Segment, results: Sequence[object]) -> int | None:
+    """The position of what was created, from its transaction's results; None: nothing was, ``segment`` has ended."""
     created = results[-1]
-    return epoch.position(created) if isinstance(created, str) else None
+    return segment.position(created) if isinstance(created, str) else None
 
 
 def _acl(who: Credentials) -> ACL:

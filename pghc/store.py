@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
 import psycopg
@@ -21,7 +21,7 @@ from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from pghc.chain import ROOT, Row
-from pghc.errors import Behind, ClusterError, Conflict, Indefinite, PghcError, Unavailable
+from pghc.errors import Behind, Conflict, Indefinite, PghcError, Unavailable
 from pghc.topology import View
 
 CHANNEL = "pghc"
@@ -181,7 +181,7 @@ class Reader:
             for row in cursor.execute("select * from public.chain where zk_id > %s order by zk_id", (after,)):
                 yield Row(*row)
 
-    def offences(
+    def anomalies(
         self, last: int | None = None, *, share: int = 200_000
     ) -> tuple[int, int, list[tuple[int, str, str, str | None, int | None]]]:
         """Verify the last ``last`` entries (None: all) in the database.
@@ -201,7 +201,7 @@ class Reader:
                 query = f"select coalesce(min(zk_id), 1) - 1, count(*), max(zk_id) from ({newest})"  # noqa: S608  # literals
                 ends = connection.execute(query, (last,))
             anchor, count, top = _one(ends)
-            query = "select * from pghc.offences(%s, %s)"
+            query = "select * from pghc.anomalies(%s, %s)"
             if count <= share:
                 rows = connection.execute(query, (anchor, top)).fetchall()
             else:
@@ -378,97 +378,6 @@ class Progress:
             if cursor.position > self._cursor.position:
                 self._cursor = cursor
                 self._moved.notify_all()
-
-
-def reset(views: Sequence[View], position: int, *, timeout: float = 20.0) -> None:
-    """Begin a fresh chain in all regions, after log position ``position``; ends a stuck mesh, too.
-
-    ``views``: the view of each region. What the mesh still carries of the old chain is skipped, not applied. All
-    primaries must be reachable. Raises `ClusterError` (then run it again: it is idempotent).
-    """
-    deadline = time.monotonic() + timeout
-    primaries = {
-        view.region: Reader(view, view.topology.region(view.region).primary, admin=True, timeout=timeout)
-        for view in views
-    }
-    try:
-        for store in primaries.values():
-            _each_subscription(store, "disable")
-        for store in primaries.values():
-            while _workers(store):
-                if time.monotonic() > deadline:
-                    raise ClusterError(f"{store.node}: its replication did not stop within {timeout:g} s")
-                time.sleep(0.02)  # a worker's end is not notified
-            with store.connection("empty the chain", writes=True) as connection, connection.transaction():
-                connection.execute("set local synchronous_commit = local")  # nobody replicates now who could confirm
-                connection.execute("truncate public.chain, pghc.request, pghc.early")
-                connection.execute("update pghc.cursor set position = %s, zk_id = 0, hash = ''", (position,))
-                connection.execute("select pg_notify('pghc', %s)", (f"{position} 0 ",))
-        ends = {
-            region: store.rows("select pg_current_wal_lsn()::text", what="read the log's end")[0][0]
-            for region, store in primaries.items()
-        }
-        for store in primaries.values():
-            for oid, name in _subscriptions(store):
-                end = ends[publisher(name)]
-                store.rows("select pg_replication_origin_advance(%s, %s)", f"pg_{oid}", end, what="skip the old chain")
-            _each_subscription(store, "enable")
-    except PghcError as error:
-        for store in primaries.values():
-            with suppress(PghcError, psycopg.Error):
-                _each_subscription(store, "enable")
-        raise ClusterError(
-            f"the chain was not begun anew: {error.what}", "Heal it (`pghc up`) and try again"
-        ) from error
-    finally:
-        for store in primaries.values():
-            store.close()
-
-
-def wait_for_mesh(views: Sequence[View], *, timeout: float = 20.0) -> None:
-    """Wait until every primary streams to all the others again, as after `reset`; rows of before that come late.
-
-    ``views``: the view of each region. Raises `ClusterError`, `Unavailable`.
-    """
-    deadline = time.monotonic() + timeout
-    query = "select count(*) from pg_stat_replication r join pg_replication_slots s on s.active_pid = r.pid \
-             where s.slot_type = 'logical' and r.state = 'streaming'"
-    for view in views:
-        node = view.topology.region(view.region).primary
-        with Reader(view, node, admin=True, timeout=timeout, connections=1) as store:
-            while (streams := store.rows(query, what="watch replication")[0][0]) < len(views) - 1:
-                if time.monotonic() > deadline:
-                    raise ClusterError(
-                        f"{node}: {streams} of {len(views) - 1} regions took up its rows again within {timeout:g} s",
-                        "Look at the links with `pghc status`, and heal them with `pghc up`", node=node,
-                    )  # fmt: skip
-                time.sleep(0.02)  # that a stream begins is not notified
-
-
-def subscription(publisher_region: str) -> str:
-    """The name of the subscription to a region's primary; each primary has one for each other region."""
-    return "from_" + publisher_region.replace("-", "_")
-
-
-def publisher(subscription_name: str) -> str:
-    """The region that this subscription takes rows from: the inverse of `subscription`."""
-    return subscription_name.removeprefix("from_").replace("_", "-")
-
-
-def _subscriptions(store: Reader) -> list[tuple[int, str]]:
-    rows = store.rows("select oid::bigint, subname from pg_subscription order by subname", what="list subscriptions")
-    return [(row[0], row[1]) for row in rows]
-
-
-def _workers(store: Reader) -> list[TupleRow]:
-    query = "select 1 from pg_stat_subscription s join pg_subscription u on u.oid = s.subid where s.pid is not null"
-    return store.rows(query, what="watch replication workers")
-
-
-def _each_subscription(store: Reader, verb: str) -> None:
-    with store.connection(f"{verb} subscriptions", writes=True) as connection:
-        for _, name in _subscriptions(store):
-            connection.execute(sql.SQL("alter subscription {} {}").format(sql.Identifier(name), sql.SQL(verb)))
 
 
 def _one(cursor: psycopg.Cursor[TupleRow]) -> TupleRow:

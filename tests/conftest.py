@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pghc.backends import CanPartition, CanPause, default_directory
-from pghc.backends.embedded import Embedded
-from pghc.backends.kind import Kind, cluster_name
+from pghc.cluster import CanPartition, CanPause, default_directory
+from pghc.cluster.kubernetes.kind import Kind, cluster_name
+from pghc.cluster.local.embedded import Embedded
 
 # Whatever starts the tests may ignore Ctrl-C, as a shell does for what runs in the background; processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

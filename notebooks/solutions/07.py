@@ -1,6 +1,6 @@
 # Lesson 07. Typical wrong answers: a new id for each attempt (the append stands twice); giving up after an indefinite
 # error (needlessly); swallowing the last error.
-from pghc.errors import Conflict, Indefinite, Unavailable
+from pghc import Conflict, Indefinite, Unavailable
 
 
 def append_once(append, new_id, tries):

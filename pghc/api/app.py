@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,7 +24,7 @@ from pghc.api.settings import Settings
 from pghc.chain import Row
 from pghc.errors import BadInput, PghcError
 from pghc.topology import View
-from pghc.workload import new_request_id
+from pghc.writers import new_request_id
 
 POSITION = "PGHC-Position"
 MAX_RECENT, MAX_VERIFY = 1_000, 1_000_000
@@ -33,7 +32,6 @@ BIGGEST = 2**63 - 1
 
 #: Keys that are no UUIDs become UUIDs in this namespace.
 KEYS = UUID("6f5e1b0e-3d3c-4f0a-9f8e-5a1d6b9c7e21")
-_chance = random.Random()  # noqa: S311  # a request id is no secret
 
 
 def request_id_of(key: str) -> str:
@@ -83,7 +81,7 @@ class Verification(BaseModel):
     reason: str
     checked: dict[str, int]
     counts: dict[str, int]
-    offences: list[dict[str, Any]]
+    anomalies: list[dict[str, Any]]
 
 
 class Readiness(BaseModel):
@@ -182,7 +180,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             raise BadInput(f"the writer {service.writer} cannot honour an Idempotency-Key", "Send none")
         if len(keys) > 1:
             raise BadInput("Idempotency-Key is given twice")
-        request_id = request_id_of(keys[0]) if keys else new_request_id(_chance)
+        request_id = request_id_of(keys[0]) if keys else new_request_id()
         try:
             row = await service.appends.append(request_id, retried=bool(keys))
         except PghcError as error:

@@ -18,12 +18,12 @@ from itertools import count
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from pghc.api.metrics import Metrics
-from pghc.audit import audit
 from pghc.chain import Row
 from pghc.errors import Behind, Indefinite, PghcError, Unavailable
 from pghc.store import Cursor, Reader
 from pghc.topology import View
-from pghc.verdict import Verdict
+from pghc.verify.audit import audit
+from pghc.verify.verdict import Verdict
 from pghc.writers import Writer, open_writer, writer_class
 
 T = TypeVar("T")

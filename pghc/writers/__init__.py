@@ -6,6 +6,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Protocol, Self, cast
 
+from uuid_utils import uuid7
+
 from pghc.chain import Row
 from pghc.errors import BadInput
 from pghc.topology import View
@@ -15,6 +17,11 @@ NAMES = ("naive", "numbered", "locked", "causal", "broadcast")
 
 #: Called with the name of each step that a writer has just done, so that a test can stop it there.
 Step = Callable[[str], None]
+
+
+def new_request_id() -> str:
+    """A request id whose beginning is the time (UUID version 7, RFC 9562): such ids are cheaper to index."""
+    return str(uuid7())
 
 
 def no_step(_name: str) -> None:

@@ -27,17 +27,17 @@ from kazoo.interfaces import IAsyncResult
 
 from pghc.chain import Row, link
 from pghc.errors import Conflict, Indefinite, PghcError, Unavailable
-from pghc.sequencer import Entry, Epoch, Sequencer, position_of
+from pghc.sequencer import Entry, Segment, Sequencer, position_of
 from pghc.store import Applier, Cursor, Store, depose
 from pghc.topology import View
 from pghc.writers import Base, Step, no_step
-from pghc.writers.upkeep import Upkeep
+from pghc.writers.truncation import Truncation
 
 BATCH = 1000  # appends an entry: its node is about 40 kB
 ENTRIES_SENT = 16  # entries on their way at once; more appends wait and share
 IN_FLIGHT = 20_000  # appends without an answer; beyond it, append blocks
 READ_AHEAD = 24  # entries applied in one transaction at most
-EPOCH = 250  # entries an epoch: at most 10 MB each in the memory of ZooKeeper's servers
+SEGMENT = 250  # entries a segment: at most 10 MB each in the memory of ZooKeeper's servers
 PATIENCE = 1.0  # seconds without progress after which another session takes over as applier
 
 
@@ -83,9 +83,9 @@ class Broadcast(Base):
 
     def __init__(self, view: View, step: Step = no_step) -> None:
         self.store = Store(view)
-        self.sequencer = Sequencer(view, epoch_size=EPOCH)
+        self.sequencer = Sequencer(view, segment_size=SEGMENT)
         # ZooKeeper answers a session in order: a read would wait for all creations that are on their way before it
-        self.log = Sequencer(view, epoch_size=EPOCH)
+        self.log = Sequencer(view, segment_size=SEGMENT)
         self.node_id = self.store.node
         self.step = step
         self._lock = threading.Lock()
@@ -94,10 +94,10 @@ class Broadcast(Base):
         self._queue: deque[str] = deque()
         self._queued = threading.Event()
         self._slots = threading.BoundedSemaphore(ENTRIES_SENT)
-        self._ended: Epoch | None = None  # the log goes on in another epoch than this one
+        self._ended: Segment | None = None  # the log goes on in another segment than this one
         self._stop = threading.Event()
         self._trouble = ""
-        self._upkeep = Upkeep(self.store, self.sequencer)
+        self._truncation = Truncation(self.store, self.sequencer)
         self._threads = [
             threading.Thread(target=self._run, args=(loop,), name=f"{loop.__name__} {self.node_id}", daemon=True)
             for loop in (self._send, self._apply)
@@ -175,7 +175,7 @@ class Broadcast(Base):
         try:
             self.sequencer.await_quorum("append to the log", 0.5)  # before any append counts as sent
             if self._ended:
-                self.sequencer.next_epoch(self._ended)
+                self.sequencer.next_segment(self._ended)
                 self._ended = None
             with self._lock:
                 batch: list[str] = []
@@ -190,24 +190,24 @@ class Broadcast(Base):
                 return
             if more:
                 self._queued.set()
-            epoch, result = self.sequencer.take_async(Entry(self.node_id, tuple(batch)))
+            segment, result = self.sequencer.take_async(Entry(self.node_id, tuple(batch)))
         except PghcError:
             self._slots.release()
             self._queued.set()
             raise
-        result.rawlink(lambda answer: self._sent(epoch, batch, answer))
+        result.rawlink(lambda answer: self._sent(segment, batch, answer))
         self.step("sent")
 
-    def _sent(self, epoch: Epoch, batch: list[str], answer: IAsyncResult) -> None:
+    def _sent(self, segment: Segment, batch: list[str], answer: IAsyncResult) -> None:
         """The log's answer, on kazoo's thread. Without one the batch is sent again; what comes second is void."""
         self._slots.release()
-        position = None if answer.exception else position_of(epoch, answer.get_nowait())
+        position = None if answer.exception else position_of(segment, answer.get_nowait())
         if position:
-            if position - epoch.base >= EPOCH:
-                self._ended = epoch
+            if position - segment.base >= SEGMENT:
+                self._ended = segment
             return
         if not answer.exception:
-            self._ended = epoch
+            self._ended = segment
         with self._lock:
             self._queue.extendleft(reversed(batch))
         self._queued.set()
@@ -300,7 +300,7 @@ class Broadcast(Base):
                 if pending.sent
                 else Unavailable(f"{self.node_id}: the writer was closed, nothing was written", node=self.node_id)
             )
-        self._upkeep.close()
+        self._truncation.close()
         self.store.close()
         self.log.close()
         self.sequencer.close()

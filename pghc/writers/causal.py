@@ -24,7 +24,7 @@ from pghc.sequencer import Entry, Sequencer
 from pghc.store import Store
 from pghc.topology import View
 from pghc.writers import Base, Step, no_step
-from pghc.writers.upkeep import Upkeep
+from pghc.writers.truncation import Truncation
 
 #: Seconds without any progress after which a writer completes what it waits for: a little more than the slowest link.
 PATIENCE = 0.4
@@ -40,7 +40,7 @@ class Causal(Base):
         self.node_id = self.store.node
         self.step = step
         self._completing = threading.Lock()
-        self._upkeep = Upkeep(self.store, self.sequencer)
+        self._truncation = Truncation(self.store, self.sequencer)
 
     def append(self, request_id: str, timeout: float = 10.0) -> Row:
         deadline = time.monotonic() + timeout
@@ -97,6 +97,6 @@ class Causal(Base):
             ) from cause
 
     def close(self) -> None:
-        self._upkeep.close()
+        self._truncation.close()
         self.store.close()
         self.sequencer.close()

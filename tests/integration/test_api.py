@@ -22,10 +22,10 @@ import httpx
 import psutil
 import pytest
 
-from pghc import workload
-from pghc.backends.embedded import Embedded
-from pghc.faults import Faults
+from pghc.cluster.local.embedded import Embedded
+from pghc.faults.injection import Faults
 from pghc.store import Reader, Store
+from pghc.workload import chains
 
 Row = dict[str, object]
 
@@ -34,7 +34,7 @@ Row = dict[str, object]
 def urls(cluster: Embedded) -> dict[str, str]:
     """Each region's API node, as clients of that region reach it; the chain is empty."""
     names = cluster.topology.names
-    workload.begin_chain([cluster.view(name) for name in names])
+    chains.begin_chain([cluster.view(name) for name in names])
     return {name: f"http://{cluster.view(name).addresses[f'{name}-api']}" for name in names}
 
 
@@ -51,7 +51,7 @@ def rows_of(cluster: Embedded, region: str) -> list[Row]:
 
 def the_chain(cluster: Embedded) -> list[Row]:
     """The chain that all regions have once nothing moves any more."""
-    workload.settle([cluster.view(name) for name in cluster.topology.names])
+    chains.settle([cluster.view(name) for name in cluster.topology.names])
     one, *others = [rows_of(cluster, name) for name in cluster.topology.names]
     assert all(rows == one for rows in others)
     return one
@@ -156,8 +156,8 @@ def test_a_tampered_row_is_found_by_verification(
     url = f"{urls['eu-west']}/chain/verify"
     assert eventually(lambda: client.get(url).json()["valid"] is False)
     verdict = client.get(url).json()
-    assert verdict["offences"][0]["zk_id"] == 3
-    workload.begin_chain([cluster.view(name) for name in urls])
+    assert verdict["anomalies"][0]["zk_id"] == 3
+    chains.begin_chain([cluster.view(name) for name in urls])
 
 
 def test_a_node_that_starts_before_the_databases_are_made_is_ready_afterwards(

@@ -13,14 +13,15 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from pghc import history, workload
-from pghc.backends.embedded import Embedded
 from pghc.chain import Row
-from pghc.faults import Faults
-from pghc.history import Read, Recorder
-from pghc.nemesis import Nemesis, schedule
+from pghc.cluster.local.embedded import Embedded
+from pghc.faults.injection import Faults
+from pghc.faults.nemesis import Nemesis, schedule
 from pghc.store import Store
-from pghc.verifier import check
+from pghc.verify import history
+from pghc.verify.checker import check
+from pghc.verify.history import Read, Recorder
+from pghc.workload import chains
 
 CLIENTS = 64  # in each region
 TRIES = 4
@@ -122,7 +123,7 @@ class Crowd:
 def clients_under_faults(cluster: Embedded, path: Path, seconds: float, seed: int) -> None:
     """Run the crowd under the faults of the seed, and judge."""
     views = {name: cluster.view(name) for name in cluster.topology.names}
-    workload.begin_chain(list(views.values()))
+    chains.begin_chain(list(views.values()))
     with Recorder(path) as recorder:
         crowd = Crowd(cluster, recorder, seconds)
         events = schedule(seed, cluster.topology, seconds, steps=("answered",))
@@ -134,13 +135,13 @@ def clients_under_faults(cluster: Embedded, path: Path, seconds: float, seed: in
         thread.join()
         cluster.heal_links()
         cluster.up()
-        workload.settle(list(views.values()))
-        chains = {}
+        chains.settle(list(views.values()))
+        found = {}
         for name, view in views.items():
             with Store(view, timeout=60) as store:
-                chains[name] = list(store.chain())
-                recorder.final(name, store.node, chains[name])
-    print(dict(crowd.counts), f"{len(chains['us-east'])} entries", *nemesis.troubles, sep="\n")
+                found[name] = list(store.chain())
+                recorder.final(name, store.node, found[name])
+    print(dict(crowd.counts), f"{len(found['us-east'])} entries", *nemesis.troubles, sep="\n")
     verdict = check(history.read(path))
     assert verdict.valid, str(verdict)
     assert not crowd.surprises
@@ -148,7 +149,7 @@ def clients_under_faults(cluster: Embedded, path: Path, seconds: float, seed: in
         event.value for event in history.read(path) if event.type == "ok" and event.op == "append"
     )
     assert crowd.counts["200"] == sum(acknowledged.values()) > CLIENTS
-    for chain in chains.values():
+    for chain in found.values():
         entries = Counter(chain)
         assert all(entries[row] == 1 for row in acknowledged)
     assert events

@@ -13,12 +13,12 @@ from uuid import uuid4
 
 import pytest
 
-from pghc import workload
-from pghc.backends.embedded import Embedded
 from pghc.chain import Row, link
-from pghc.cli import main
-from pghc.faults import Faults
+from pghc.cli.commands import main
+from pghc.cluster.local.embedded import Embedded
+from pghc.faults.injection import Faults
 from pghc.store import Reader
+from pghc.workload import chains
 
 VALID, INVALID, UNKNOWN = 0, 1, 2
 
@@ -75,7 +75,7 @@ class Started(subprocess.Popen[str]):
 @pytest.fixture
 def pghc(cluster: Embedded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Pghc:
     """The command line, on an empty chain."""
-    workload.begin_chain([cluster.view(name) for name in cluster.topology.names])
+    chains.begin_chain([cluster.view(name) for name in cluster.topology.names])
     return Pghc(cluster.directory, monkeypatch, capsys)
 
 
@@ -213,7 +213,7 @@ def test_verify_of_causal_appends_is_valid_and_of_a_tampered_row_invalid(pghc: P
     assert "Valid" in pghc("verify", "--region", "eu-west")
     whole = json.loads(pghc("verify", "--json", expect=INVALID))
     assert whole["regions"]["us-east"]["valid"] is False
-    assert whole["offences"][0]["zk_id"] == 2
+    assert whole["anomalies"][0]["zk_id"] == 2
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pghc.backends.embedded import Embedded
+from pghc.cluster.local.embedded import Embedded
 
 TELL = [sys.executable, "-m", "pghc", "demo", "--fast", "--dir"]
 

@@ -19,9 +19,9 @@ import psycopg
 import pytest
 
 from pghc import sequencer
-from pghc.backends import BACKENDS, NodeStatus, default_directory, open_backend
-from pghc.backends.embedded import Embedded
-from pghc.backends.home import Home
+from pghc.cluster import BACKENDS, NodeStatus, default_directory, open_backend
+from pghc.cluster.local.directory import ClusterDirectory
+from pghc.cluster.local.embedded import Embedded
 from pghc.errors import BadInput, ClusterError, NotRunning
 from pghc.topology import Topology, parse
 
@@ -75,7 +75,7 @@ def node(backend: Embedded, name: str) -> NodeStatus:
 
 def processes_of(backend: Embedded) -> list[psutil.Process]:
     """Supervisor, guard, servers and all below them."""
-    supervisor = Home(backend.directory).supervisor()
+    supervisor = ClusterDirectory(backend.directory).supervisor()
     assert supervisor
     own = psutil.Process(supervisor["pid"])
     return [own, *own.children(recursive=True)]
@@ -318,7 +318,7 @@ def test_data_survives_down_and_up_and_numbers_go_on(directory: Path, shared: Em
     assert not {n.port for n in again.status().nodes} & {n.port for n in shared.status().nodes}
     assert not has(shared, "r1", "r1-primary", 8), "two clusters run side by side"
 
-    cluster = Home(directory).cluster()
+    cluster = ClusterDirectory(directory).cluster()
     assert cluster
     again.down(purge=True)
     assert not cluster.data.exists()
@@ -344,7 +344,7 @@ def starter(directory: Path, *, owner: bool, then: str) -> subprocess.Popen[str]
     program = f"""
         import sys, time
         from pathlib import Path
-        from pghc.backends.embedded import Embedded
+        from pghc.cluster.local.embedded import Embedded
         from pghc.topology import parse
         places = [dict(name=name, latitude=0, longitude=0, replicas=0) for name in ("r1", "r2")]
         topology = parse(dict(regions=places, delays_ms={{"r1 r2": 5}}))
@@ -386,7 +386,7 @@ def test_a_first_start_that_was_killed_half_way_leaves_nothing(directory: Path) 
         alive = processes_of(Embedded(directory))
         process.kill()
     assert all_ended(alive)
-    cluster = Home(directory).cluster()
+    cluster = ClusterDirectory(directory).cluster()
     assert cluster
     assert not cluster.data.exists()
 
@@ -412,7 +412,7 @@ def test_servers_die_with_the_supervisor_even_without_the_guard(stopped: Path) -
     backend = Embedded(stopped)
     backend.up()
     alive = processes_of(backend)
-    saved = Home(stopped).supervisor()
+    saved = ClusterDirectory(stopped).supervisor()
     assert saved
     psutil.Process(saved["guard"]).kill()
     alive[0].kill()
@@ -423,7 +423,7 @@ def test_servers_die_with_the_supervisor_even_without_the_guard(stopped: Path) -
 
 
 def test_damaged_data_names_the_node_and_shows_its_log(stopped: Path) -> None:
-    cluster = Home(stopped).cluster()
+    cluster = ClusterDirectory(stopped).cluster()
     assert cluster
     control = cluster.data / "r2-primary/global/pg_control"
     sound = control.read_bytes()
@@ -454,7 +454,7 @@ def test_a_port_that_is_taken_after_its_choice_is_replaced(
         thief.listen()
         port = thief.getsockname()[1]
         forced = f"""
-            from pghc.backends import deployment, supervisor
+            from pghc.cluster.local import deployment, supervisor
             choose, free = deployment.choose_ports, deployment.is_free
             def choose_once(nodes):
                 deployment.choose_ports = choose
@@ -507,7 +507,7 @@ def test_a_disk_without_room_for_a_cluster_is_told_before_anything_is_made(littl
 def test_a_disk_that_fills_up_while_a_cluster_is_made_is_told(
     little_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pghc.backends.embedded.DISK_PER_SERVER", 0)
+    monkeypatch.setattr("pghc.cluster.local.embedded.DISK_PER_SERVER", 0)
     backend = Embedded(little_disk / "cluster", small())
     with pytest.raises(ClusterError, match=r"(?s)No space left on device.*Free some space"):
         backend.up()

@@ -8,9 +8,9 @@ import psycopg
 import pytest
 
 from pghc import sequencer
-from pghc.backends import State
-from pghc.backends.embedded import Embedded
-from pghc.faults import Faults
+from pghc.cluster import State
+from pghc.cluster.local.embedded import Embedded
+from pghc.faults.injection import Faults
 
 
 def state(cluster: Embedded, name: str) -> State:

@@ -13,15 +13,15 @@ import pytest
 from kazoo.exceptions import ConnectionLoss
 from kazoo.interfaces import IAsyncResult
 
-from pghc import workload
-from pghc.backends import Backend
 from pghc.chain import Row, successor
+from pghc.cluster import Backend
 from pghc.errors import Behind, Conflict, Indefinite, Unavailable
-from pghc.faults import Faults
-from pghc.sequencer import Entry, Epoch, Sequencer, position_of
+from pghc.faults.injection import Faults
+from pghc.sequencer import Entry, Segment, Sequencer, position_of
 from pghc.store import Applier, Cursor, Reader, Store, depose
 from pghc.topology import View
-from pghc.verifier import verify
+from pghc.verify.checker import verify
+from pghc.workload import chains, runs
 from pghc.writers import open_writer
 
 EXACT = ("causal", "broadcast")
@@ -50,7 +50,7 @@ def new_id() -> str:
 def views(cluster: Backend) -> dict[str, View]:
     """Every region's view, on an empty chain."""
     views = {name: cluster.view(name) for name in cluster.topology.names}
-    workload.begin_chain(list(views.values()))
+    chains.begin_chain(list(views.values()))
     return views
 
 
@@ -60,7 +60,7 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
-def chains(views: dict[str, View]) -> dict[str, list[Row]]:
+def settled_chains(views: dict[str, View]) -> dict[str, list[Row]]:
     """Each region's chain once all have the same number of entries or two seconds have passed."""
     deadline = time.monotonic() + 5
     while True:
@@ -75,7 +75,7 @@ def chains(views: dict[str, View]) -> dict[str, list[Row]]:
 
 def the_chain(views: dict[str, View]) -> list[Row]:
     """The chain that all regions have."""
-    found = chains(views)
+    found = settled_chains(views)
     one, *others = found.values()
     assert all(rows == one for rows in others), f"regions differ: {found}"
     return one
@@ -86,7 +86,7 @@ def the_chain(views: dict[str, View]) -> list[Row]:
 
 @pytest.mark.parametrize("writer", EXACT)
 def test_1_every_acknowledged_append_is_in_every_region_once(cluster: Backend, writer: str) -> None:
-    run = workload.run(cluster, writer, clients=3, seconds=3, reads=0.2)
+    run = runs.run(cluster, writer, clients=3, seconds=3, reads=0.2)
     assert run.verdict.valid, str(run.verdict)
     assert run.appends > 10
     assert run.failed == run.unknown == 0, run.errors
@@ -172,7 +172,7 @@ def test_2_a_different_row_that_arrives_is_refused_not_dropped(
             store.insert(successor(None, store.node), new_id())
     until(lambda: admin.rows(REFUSALS)[0][0] > before, seconds=10)
     assert [row.node_id for row in stores[0].chain()] == [stores[0].node], "the first one stays"
-    workload.begin_chain(list(views.values()))  # ends what is stuck
+    chains.begin_chain(list(views.values()))  # ends what is stuck
 
 
 # 3  A retry under the same request id yields the same entry.
@@ -211,8 +211,8 @@ def test_3_a_creation_whose_reply_was_lost_is_done_once(
     sequencer: Sequencer = writer.sequencer  # type: ignore[attr-defined]
     create, lost = sequencer._create, []
 
-    def lose_first(epoch: Epoch, data: bytes) -> IAsyncResult:
-        result = create(epoch, data)
+    def lose_first(segment: Segment, data: bytes) -> IAsyncResult:
+        result = create(segment, data)
         if not lost:
             lost.append(result.get(timeout=10))  # it is there, and its creator is not told
             raise ConnectionLoss
@@ -282,7 +282,7 @@ def test_4_a_writer_of_an_ended_chain_cannot_write_into_the_next(views: dict[str
     sequencer = stack.enter_context(Sequencer(view))
     store = stack.enter_context(Store(view))
     position = sequencer.take(Entry(store.node, (new_id(),)))
-    workload.begin_chain(list(views.values()))
+    chains.begin_chain(list(views.values()))
     assert store.cursor().position >= position
     assert store.put(position, store.node, new_id(), successor(None, store.node)) is None
     assert store.last() is None
@@ -318,11 +318,11 @@ def test_5_no_reader_sees_an_entry_before_those_it_depends_on(
 
 
 def test_6_numbers_go_on_over_rotation_and_truncation(views: dict[str, View], stack: ExitStack) -> None:
-    sequencers = {name: stack.enter_context(Sequencer(view, epoch_size=10)) for name, view in views.items()}
+    sequencers = {name: stack.enter_context(Sequencer(view, segment_size=10)) for name, view in views.items()}
     one, other = list(sequencers.values())[:2]
     start = one.tip()
     taken = [s.take(Entry("a-primary", (new_id(),))) for _ in range(18) for s in (one, other)]
-    assert taken == list(range(start + 1, start + 37)), "contiguous and in order, over at least three epochs"
+    assert taken == list(range(start + 1, start + 37)), "contiguous and in order, over at least three segments"
     assert [entry.node_id for entry in other.read(start + 1, start + 36)] == 36 * ["a-primary"]
     behind, *others = sequencers.values()
     behind.applied(start + 25)
@@ -335,27 +335,28 @@ def test_6_numbers_go_on_over_rotation_and_truncation(views: dict[str, View], st
     assert one.take(Entry("a-primary", (new_id(),))) == start + 37
 
 
-def test_6_nothing_is_created_in_an_epoch_after_its_end_was_read(views: dict[str, View], stack: ExitStack) -> None:
+def test_6_nothing_is_created_in_an_segment_after_its_end_was_read(views: dict[str, View], stack: ExitStack) -> None:
     sequencers = [stack.enter_context(Sequencer(view)) for view in views.values()]
     start = sequencers[0].tip()
-    given: list[tuple[Epoch, IAsyncResult]] = []
-    for turn in range(6):  # creations of all regions are under way whenever an epoch ends
+    given: list[tuple[Segment, IAsyncResult]] = []
+    for turn in range(6):  # creations of all regions are under way whenever a segment ends
         for _ in range(40):
             given += [sequencer.take_async(Entry("a-primary", (new_id(),))) for sequencer in sequencers]
         sequencers[turn % len(sequencers)].rotate()
         for sequencer in sequencers:
             sequencer.tip()
-    positions = sorted(p for epoch, answer in given if (p := position_of(epoch, answer.get(timeout=20))) is not None)
+    found = (position_of(segment, answer.get(timeout=20)) for segment, answer in given)
+    positions = sorted(position for position in found if position is not None)
     assert positions == list(range(start + 1, start + 1 + len(positions))), "each once, and none left out"
     logs = [sequencer.read(start + 1, positions[-1]) for sequencer in sequencers]
     assert len(logs[0]) == len(positions)
     assert all(log == logs[0] for log in logs), "the log is the same everywhere"
 
 
-def test_6_who_was_idle_while_its_epoch_was_truncated_goes_on_in_the_next(
+def test_6_who_was_idle_while_its_segment_was_truncated_goes_on_in_the_next(
     views: dict[str, View], stack: ExitStack
 ) -> None:
-    idle, busy = [stack.enter_context(Sequencer(view, epoch_size=10)) for view in list(views.values())[:2]]
+    idle, busy = [stack.enter_context(Sequencer(view, segment_size=10)) for view in list(views.values())[:2]]
     start = busy.take(Entry("a-primary", (new_id(),)))
     until(lambda: idle.wait_beyond(start - 1, 1.0) >= start)
     busy.rotate()
@@ -371,7 +372,7 @@ def test_6_who_was_idle_while_its_epoch_was_truncated_goes_on_in_the_next(
 def test_6_a_writer_truncates_what_all_regions_have(views: dict[str, View], stack: ExitStack) -> None:
     writers = [stack.enter_context(open_writer("causal", view)) for view in views.values()]
     for writer in writers:
-        writer.sequencer.epoch_size = 5  # type: ignore[attr-defined]
+        writer.sequencer.segment_size = 5  # type: ignore[attr-defined]
     for _ in range(4):
         for writer in writers:
             writer.append(new_id())

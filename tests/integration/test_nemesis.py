@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from pghc import workload
-from pghc.backends import Backend
-from pghc.faults import Faults
-from pghc.nemesis import Nemesis, save_evidence, schedule
+from pghc.cluster import Backend
+from pghc.faults.injection import Faults
+from pghc.faults.nemesis import Nemesis, save_diagnostics, schedule
+from pghc.workload import runs
 from pghc.writers import writer_class
 
 pytestmark = pytest.mark.slow
 SECONDS = 12.0
 
 
-def run(cluster: Backend, writer: str, seed: int) -> tuple[workload.Run, str]:
+def run(cluster: Backend, writer: str, seed: int) -> tuple[runs.Run, str]:
     nemesis = Nemesis(Faults(cluster), schedule(seed, cluster.topology, SECONDS, writer_class(writer).steps))
-    done = workload.run(cluster, writer, clients=2, seconds=SECONDS, reads=0.3, seed=seed, during=nemesis)
+    done = runs.run(cluster, writer, clients=2, seconds=SECONDS, reads=0.3, seed=seed, during=nemesis)
     story = "\n".join([str(done.verdict), *map(str, nemesis.events), *nemesis.troubles])
     if done.verdict.valid is not True and writer in ("causal", "broadcast"):
-        story += f"\nevidence: {save_evidence(cluster, done, nemesis, seed)}"
+        story += f"\ndiagnostics: {save_diagnostics(cluster, done.path, nemesis, writer=done.writer, seed=seed)}"
     return done, story
 
 

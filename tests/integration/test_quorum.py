@@ -10,15 +10,16 @@ from uuid import uuid4
 
 import pytest
 
-from pghc import workload
-from pghc.backends import Backend
 from pghc.chain import Row
+from pghc.cluster import Backend
 from pghc.errors import Indefinite, PghcError, Unavailable
-from pghc.faults import Faults
+from pghc.faults.injection import Faults
 from pghc.sequencer import Entry, Sequencer
 from pghc.store import Store
 from pghc.topology import View
-from pghc.verifier import verify
+from pghc.verify.checker import verify
+from pghc.workload import chains, runs
+from pghc.workload.processes import ClientProcesses
 from pghc.writers import open_writer
 
 pytestmark = pytest.mark.slow
@@ -31,7 +32,7 @@ def new_id() -> str:
 @pytest.fixture
 def views(cluster: Backend) -> dict[str, View]:
     views = {name: cluster.view(name) for name in cluster.topology.names}
-    workload.begin_chain(list(views.values()))
+    chains.begin_chain(list(views.values()))
     return views
 
 
@@ -102,11 +103,11 @@ def append_until(writer: object, request: str, seconds: float) -> Row:
 def test_a_dead_holder_of_the_lock_stalls_all_until_its_session_ends_and_the_chain_stays_valid(
     cluster: Backend, views: dict[str, View]
 ) -> None:
-    def kill_one(clients: workload.Clients) -> None:
+    def kill_one(clients: ClientProcesses) -> None:
         time.sleep(2)
         clients.kill(next(iter(views)), "locked")
 
-    run = workload.run(cluster, "locked", clients=1, seconds=10, during=kill_one)
+    run = runs.run(cluster, "locked", clients=1, seconds=10, during=kill_one)
     assert run.verdict.valid is not False, str(run.verdict)
     stamps = [event.time for event in run.events() if event.type == "ok" and event.op == "append"]
     longest = max(b - a for a, b in pairwise(stamps)) / 1e9

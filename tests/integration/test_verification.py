@@ -9,11 +9,11 @@ from itertools import pairwise
 
 import pytest
 
-from pghc import workload
-from pghc.audit import audit
-from pghc.backends import Backend
 from pghc.chain import Row, extend
+from pghc.cluster import Backend
 from pghc.store import Reader
+from pghc.verify.audit import audit
+from pghc.workload import chains
 
 LENGTH = 60
 MIDDLE = LENGTH // 2  # where two sessions meet
@@ -23,10 +23,10 @@ MIDDLE = LENGTH // 2  # where two sessions meet
 def admin(cluster: Backend) -> Iterator[Reader]:
     """One primary, which may be tampered with, as its superuser; the chain is empty before and after."""
     views = [cluster.view(name) for name in cluster.topology.names]
-    workload.begin_chain(views)
+    chains.begin_chain(views)
     with Reader(views[0], cluster.topology.regions[0].primary, admin=True) as reader:
         yield reader
-    workload.begin_chain(views)
+    chains.begin_chain(views)
 
 
 def load(admin: Reader, rows: list[Row]) -> None:
@@ -42,7 +42,7 @@ def load(admin: Reader, rows: list[Row]) -> None:
 
 
 def by_definition(rows: list[Row], anchor: int) -> list[tuple[int, str, str, str | None, int | None]]:
-    """The offence of each entry above ``anchor``, from nothing but hashlib."""
+    """The anomaly of each entry above ``anchor``, from nothing but hashlib."""
     found: list[tuple[int, str, str, str | None, int | None]] = []
     for before, row in pairwise([None, *(row for row in rows if row.zk_id >= anchor)]):
         assert row
@@ -71,17 +71,17 @@ def damaged(rows: list[Row], chance: random.Random) -> list[Row]:
 
 
 @pytest.mark.parametrize("share", [LENGTH, 10], ids=["one session", "two sessions"])
-def test_sql_and_python_find_the_same_offences(admin: Reader, share: int) -> None:
+def test_sql_and_python_find_the_same_anomalies(admin: Reader, share: int) -> None:
     whole = list(extend(None, ("us-east-primary" for _ in range(LENGTH))))
     for seed in range(60):
         chance = random.Random(seed)
         rows = damaged(whole, chance)
         last = chance.choice([None, 1, 20, LENGTH + 5])
         load(admin, rows)
-        anchor, count, offences = admin.offences(last, share=share)
+        anchor, count, anomalies = admin.anomalies(last, share=share)
         assert anchor == (rows[-min(last, len(rows))].zk_id - 1 if last else 0)
         assert count == min(len(rows), last or LENGTH), seed
-        assert offences == by_definition(rows, anchor), (seed, last)
+        assert anomalies == by_definition(rows, anchor), (seed, last)
 
 
 def test_a_verdict_on_a_server_names_the_first_entry_that_offends(admin: Reader) -> None:
@@ -93,12 +93,12 @@ def test_a_verdict_on_a_server_names_the_first_entry_that_offends(admin: Reader)
         last = chance.choice([None, 1, 20])
         load(admin, rows)
         verdict = audit(admin, last, patience=0)
-        offences = by_definition(rows, admin.offences(last)[0])
-        assert verdict.valid is not bool(offences), (seed, last)
-        if offences:
+        anomalies = by_definition(rows, admin.anomalies(last)[0])
+        assert verdict.valid is not bool(anomalies), (seed, last)
+        if anomalies:
             wrong += 1
-            number, *_, expected, _ = offences[0]
+            number, *_, expected, _ = anomalies[0]
             below = max((row.zk_id for row in rows if row.zk_id < number), default=0)
-            offence = verdict.offences[0]
-            assert (offence.kind, offence.zk_id) == (("link", number) if expected else ("gap", below + 1)), (seed, last)
+            anomaly = verdict.anomalies[0]
+            assert (anomaly.kind, anomaly.zk_id) == (("link", number) if expected else ("gap", below + 1)), (seed, last)
     assert wrong > 20

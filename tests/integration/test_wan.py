@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
+from pghc.cluster.wan import WINDOW, Wan
 from pghc.errors import BadInput
 from pghc.topology import Address, Topology, parse
-from pghc.wan import WINDOW, Wan
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 

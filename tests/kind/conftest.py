@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pghc.backends.kind import Kind
+from pghc.cluster.kubernetes.kind import Kind
 from pghc.errors import PghcError
 
 

@@ -14,17 +14,17 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from pghc import workload
-from pghc.audit import audit_regions
-from pghc.backends import CanKill, CanPartition, CanPause
-from pghc.backends.kind import SELECTOR, Kind
-from pghc.backends.manifests import Images, write
 from pghc.chain import Row
+from pghc.cluster import CanKill, CanPartition, CanPause
+from pghc.cluster.kubernetes.kind import SELECTOR, Kind
+from pghc.cluster.kubernetes.manifests import Images, write
 from pghc.errors import PghcError
-from pghc.faults import Faults
-from pghc.measure import round_trips
+from pghc.faults.injection import Faults
 from pghc.store import Reader
 from pghc.topology import Region, Topology, View
+from pghc.verify.audit import audit_regions
+from pghc.workload import chains, runs
+from pghc.workload.latency import round_trips
 from pghc.writers import open_writer
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +84,7 @@ def test_every_server_of_the_topology_answers(kind: Kind) -> None:
 
 def test_an_append_in_each_region_is_verified_in_all_regions(kind: Kind) -> None:
     seen = views(kind)
-    workload.begin_chain(list(seen.values()))
+    chains.begin_chain(list(seen.values()))
     rows = [append(view) for view in seen.values()]
     assert [row.zk_id for row in rows] == list(range(1, len(rows) + 1))
     assert [row.node_id for row in rows] == [kind.topology.region(name).primary for name in seen]
@@ -93,9 +93,9 @@ def test_an_append_in_each_region_is_verified_in_all_regions(kind: Kind) -> None
 
 
 def test_concurrent_naive_writers_are_caught_and_causal_ones_are_not(kind: Kind, tmp_path: Path) -> None:
-    naive = workload.run(kind, "naive", clients=2, seconds=6, history_path=tmp_path / "naive.jsonl")
+    naive = runs.run(kind, "naive", clients=2, seconds=6, history_path=tmp_path / "naive.jsonl")
     assert naive.verdict.word == "invalid"
-    causal = workload.run(kind, "causal", clients=2, seconds=6, history_path=tmp_path / "causal.jsonl")
+    causal = runs.run(kind, "causal", clients=2, seconds=6, history_path=tmp_path / "causal.jsonl")
     assert causal.appends > 0
     assert causal.verdict.word == "valid", str(causal.verdict)
 
@@ -183,7 +183,7 @@ def test_under_load_everything_comes_back_by_itself_and_nothing_acknowledged_is_
         healthy(kind)
 
     path = tmp_path / "history.jsonl"
-    run = workload.run(kind, "causal", clients=2, seconds=30, history_path=path, timeout=10, during=trouble)
+    run = runs.run(kind, "causal", clients=2, seconds=30, history_path=path, timeout=10, during=trouble)
     assert run.appends > 0
     assert run.verdict.word == "valid", str(run.verdict)
     for view in views(kind).values():

@@ -9,8 +9,8 @@ import pytest
 from lessons_run import NOTEBOOKS, Lesson
 from testbook import testbook
 
-from pghc.backends import Backend
-from pghc.backends.embedded import Embedded
+from pghc.cluster import Backend
+from pghc.cluster.local.embedded import Embedded
 
 CELL_SECONDS = 120
 

@@ -14,7 +14,7 @@ def test_by_turns_the_chain_is_valid_and_a_link_can_be_recomputed(lesson: Lesson
 def test_all_at_once_the_chain_forks_and_the_verdict_names_the_place(lesson: Lesson) -> None:
     assert lesson.value("run.verdict.valid") is False
     first = lesson.value("n")
-    assert lesson.value("run.verdict.offences[0].kind") == "fork"
+    assert lesson.value("run.verdict.anomalies[0].kind") == "fork"
     assert f"claim place {first}" in lesson.shows("run")
 
 
@@ -38,7 +38,7 @@ def test_the_model_solution_is_green(lesson: Lesson) -> None:
 
 def test_a_verifier_that_forgets_gaps_is_red(lesson: Lesson) -> None:
     said = lesson.answer(
-        "def first_offence(rows):\n"
+        "def first_anomaly(rows):\n"
         "    before = ROOT\n"
         "    for row in rows:\n"
         "        if row.hash != link(row.zk_id, row.node_id, before):\n"
@@ -50,4 +50,4 @@ def test_a_verifier_that_forgets_gaps_is_red(lesson: Lesson) -> None:
 
 
 def test_a_verifier_that_finds_nothing_is_red(lesson: Lesson) -> None:
-    assert lesson.answer("def first_offence(rows):\n    return None").startswith("RED")
+    assert lesson.answer("def first_anomaly(rows):\n    return None").startswith("RED")

@@ -12,17 +12,17 @@ def test_the_untouched_chain_is_valid_by_both_ways(lesson: Lesson) -> None:
 
 def test_a_changed_entry_is_named(lesson: Lesson) -> None:
     assert lesson.value("caught.valid") is False
-    assert lesson.value("caught.offences[0].zk_id") == lesson.value("k")
+    assert lesson.value("caught.anomalies[0].zk_id") == lesson.value("k")
 
 
 def test_with_its_hash_mended_the_next_one_offends(lesson: Lesson) -> None:
-    assert lesson.value("moved.offences[0].zk_id") == lesson.value("k") + 1
+    assert lesson.value("moved.anomalies[0].zk_id") == lesson.value("k") + 1
 
 
 def test_all_hashes_made_anew_are_valid_alone_and_differ_from_the_others(lesson: Lesson) -> None:
     assert lesson.value("alone.valid") is True
     assert lesson.value("compared.valid") is False
-    assert lesson.value("compared.offences[0].zk_id") == lesson.value("k")
+    assert lesson.value("compared.anomalies[0].zk_id") == lesson.value("k")
 
 
 def test_an_empty_chain_is_unknown(lesson: Lesson) -> None:

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from lessons_run import NOTEBOOKS
 
-from pghc.plots import FIBRE_KM_PER_MS
+from pghc.lab.plots import FIBRE_KM_PER_MS
 
 LESSONS = sorted(NOTEBOOKS.glob("*.ipynb"))
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from jupyter_client.manager import start_new_kernel
 
-from pghc.backends.embedded import Embedded
+from pghc.cluster.local.embedded import Embedded
 
 FIRST_CELL = "from pghc import Lab\nlab = Lab.attach()\nlab.begin_chain()"
 AMID_A_FAULT = """

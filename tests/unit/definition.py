@@ -1,7 +1,7 @@
 """What the verifier looks for, word for word as defined and with no thought of speed: the reference in its tests.
 
-Each function gives the offences of one kind as a list of places (zk_ids), one for each. Nothing here is shared with the
-verifier but the kinds' names; links are recomputed with hashlib.
+Each function gives the anomalies of one kind as a list of places (zk_ids), one for each. Nothing here is shared with
+the verifier but the kinds' names; links are recomputed with hashlib.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from hashlib import md5
 from itertools import combinations, permutations
 
 from pghc.chain import Row
-from pghc.history import Event
+from pghc.verify.history import Event
 
 
 def follows(row: Row, hash_before: str) -> bool:
@@ -205,7 +205,7 @@ class History:
         hashes = {row.zk_id + 1: row.hash for row in first.values()} | {1: ""}
         return {n for n, row in first.items() if n in hashes and not follows(row, hashes[n])}
 
-    def offences(self) -> dict[str, list[int]]:
+    def anomalies(self) -> dict[str, list[int]]:
         """Places by kind, for the kinds that there are."""
         finals = self.finals.values()
         found: dict[str, Iterable[int]] = {
@@ -228,7 +228,7 @@ class History:
         return {kind: sorted(places) for kind, places in found.items() if places}
 
     def valid(self) -> bool | None:
-        if self.offences():
+        if self.anomalies():
             return False
         return True if self.heard and all(self.whole.values()) else None
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pghc.cluster.wan import ElectionHandshake
 from pghc.topology import Address
-from pghc.wan import ElectionHandshake
 
 PROXY = Address("127.0.0.1", 40001)
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from pghc.backends import Status
+from pghc.cluster import Status
+from pghc.cluster.wan import LinkState, LinkStatus
 from pghc.errors import BadInput
-from pghc.faults import Faults
+from pghc.faults.injection import Faults
 from pghc.topology import Topology, View, load
-from pghc.wan import LinkState, LinkStatus
 
 
 class Idle:

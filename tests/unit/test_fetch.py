@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pghc.backends import fetch
+from pghc.cluster.local import fetch
 from pghc.errors import ClusterError
 
 

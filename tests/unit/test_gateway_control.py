@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from pghc.backends.pods import control
+from pghc.cluster.kubernetes.pods import control
+from pghc.cluster.wan import Wan
 from pghc.topology import load
-from pghc.wan import Wan
 
 TOKEN = "a-token-of-this-test"
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pghc.chain import Row, extend
 from pghc.errors import BadInput
-from pghc.history import ROWS_A_LINE, SHIVIZ, Event, Final, Read, Recorder, merge, parse, read, to_edn, to_shiviz
+from pghc.verify.history import ROWS_A_LINE, SHIVIZ, Event, Final, Read, Recorder, merge, parse, read, to_edn, to_shiviz
 
 ROWS = tuple(extend(None, ["us-east-primary", "eu-west-primary"] * 3))
 TEXT = st.text(max_size=6) | st.sampled_from(["us-east/3", 'a "b" \\ c', "é\n\t\u2028\x00", "\ud7ff\U0001f600"])

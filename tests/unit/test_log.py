@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pghc.chain import Row, link
-from pghc.nemesis import KINDS, LONGEST, QUIET, schedule
-from pghc.sequencer import Entry, Epoch
-from pghc.store import Cursor, publisher, subscription
+from pghc.cluster.mesh import publisher, subscription
+from pghc.faults.nemesis import KINDS, LONGEST, QUIET, schedule
+from pghc.sequencer import Entry, Segment
+from pghc.store import Cursor
 from pghc.topology import load
-from pghc.verifier import verify
+from pghc.verify.checker import verify
 from pghc.writers import NAMES, broadcast, causal
 from pghc.writers.broadcast import fold
 
@@ -77,8 +78,8 @@ def test_an_entry_survives_its_encoding(entry: Entry) -> None:
 
 @given(st.integers(1, 2**31), st.integers(0, 2**40), st.integers(1, 2**31 - 1))
 def test_a_position_is_found_where_it_was_created(number: int, base: int, offset: int) -> None:
-    epoch = Epoch(number, base)
-    assert epoch.position(epoch.node(base + offset)) == base + offset
+    segment = Segment(number, base)
+    assert segment.position(segment.node(base + offset)) == base + offset
 
 
 def test_a_subscription_tells_which_region_it_reads() -> None:

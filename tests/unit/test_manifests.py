@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import settings as limit
 from hypothesis import strategies as st
 
-from pghc.backends.manifests import (
+from pghc.cluster.kubernetes.manifests import (
     Images,
     control_node_port,
     cut,

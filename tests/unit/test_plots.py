@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 
-from pghc import plots
 from pghc.chain import Row, extend, link
-from pghc.plots import Message, Rung
+from pghc.lab import plots
+from pghc.lab.plots import Message, Rung
 from pghc.topology import load
 
 REGIONS = load().names

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pghc.backends.servers import (
+from pghc.cluster.settings import (
     ZooKeeperAddresses,
     identifier,
     password_file,

@@ -7,11 +7,11 @@ import json
 import pytest
 
 from pghc.chain import Row
-from pghc.demo import WORDS, findings
+from pghc.cli.demo import WORDS, findings
+from pghc.cli.terminal import COLOURS, colour, put_error, put_json, put_verdict, rows_table
 from pghc.errors import Indefinite, Unavailable
-from pghc.terminal import COLOURS, colour, put_error, put_json, put_verdict, rows_table
-from pghc.verdict import KINDS
-from pghc.verifier import Verdict, verify
+from pghc.verify.checker import Verdict, verify
+from pghc.verify.verdict import KINDS
 
 REGIONS = ("us-east", "us-east-2", "ap-south")
 

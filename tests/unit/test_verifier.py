@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from pghc.chain import Row, extend, link, successor
 from pghc.errors import BadInput
-from pghc.history import Event, Final, Read
-from pghc.verifier import KINDS, Verdict, check, verify
+from pghc.verify.checker import KINDS, Verdict, check, verify
+from pghc.verify.history import Event, Final, Read
 
 MANY = 1000
 
@@ -52,7 +52,7 @@ def test_verify_finds_in_a_chain_what_the_definition_finds(rows: list[Row]) -> N
     }
     expected = {kind: places for kind, places in expected.items() if places}
     verdict = verify(rows, keep=MANY)
-    found = {kind: {o.zk_id for o in verdict.offences if o.kind == kind} for kind in verdict.counts}
+    found = {kind: {o.zk_id for o in verdict.anomalies if o.kind == kind} for kind in verdict.counts}
     assert found == expected
     assert verdict.counts == {kind: len(places) for kind, places in expected.items()}
     assert verdict.valid is (not expected if rows else None)
@@ -68,7 +68,7 @@ def test_verify_after_an_entry_says_what_it_says_of_the_whole(rows: list[Row], a
     assume(len(below) == 1 or below[-2].zk_id < below[-1].zk_id)
 
     def places(verdict: Verdict) -> list[tuple[int, str, str, str]]:
-        return [(o.zk_id, o.kind, o.expected, o.found) for o in verdict.offences if o.zk_id > below[-1].zk_id]
+        return [(o.zk_id, o.kind, o.expected, o.found) for o in verdict.anomalies if o.zk_id > below[-1].zk_id]
 
     assert places(verify(above, below[-1], keep=MANY)) == places(verify(rows, keep=MANY))
 
@@ -94,20 +94,20 @@ def test_rows_that_descend_are_refused() -> None:
 
 def test_rows_may_be_plain_tuples_as_a_driver_gives_them() -> None:
     assert verify(map(tuple, GOOD)).valid  # type: ignore[arg-type]
-    assert verify([*map(tuple, GOOD[:3]), (5, *GOOD[4][1:])]).offences[0].kind == "gap"  # type: ignore[list-item]
+    assert verify([*map(tuple, GOOD[:3]), (5, *GOOD[4][1:])]).anomalies[0].kind == "gap"  # type: ignore[list-item]
 
 
 def test_a_broken_link_says_what_is_expected_and_which_entry_it_was_made_after() -> None:
     late = LATE[1]  # entry 4 made after entry 2
     verdict = verify([*GOOD[:3], late])
-    (offence,) = verdict.offences
-    assert (offence.kind, offence.zk_id, offence.expected, offence.found) == (
+    (anomaly,) = verdict.anomalies
+    assert (anomaly.kind, anomaly.zk_id, anomaly.expected, anomaly.found) == (
         "link",
         4,
         link(4, "e", GOOD[2].hash),
         late.hash,
     )
-    assert offence.rows == (GOOD[1], GOOD[2], late)
+    assert anomaly.rows == (GOOD[1], GOOD[2], late)
     assert str(verdict).startswith("Invalid: entry 4 of e holds hash")
     assert "made after entry 2 of b" in str(verdict)
 
@@ -119,7 +119,7 @@ def test_a_link_made_to_nothing_is_recognised() -> None:
 def test_a_fork_names_both_entries_that_claim_the_place() -> None:
     verdict = verify([*GOOD[:3], FORKS[2], GOOD[3]])
     assert verdict.counts == {"fork": 1}
-    assert verdict.offences[0].rows == (GOOD[2], FORKS[2])
+    assert verdict.anomalies[0].rows == (GOOD[2], FORKS[2])
     assert "two entries claim place 3: entry 3 of a (" in str(verdict)
 
 
@@ -152,7 +152,7 @@ def test_one_change_anywhere_in_a_longer_chain_is_found_at_its_place(at: int, wh
     elif at == 0 and what in {"gone", "zk_id"}:
         assert verify(rows).unchecked
     else:
-        assert verify(rows).offences[0].zk_id == at + 1
+        assert verify(rows).anomalies[0].zk_id == at + 1
 
 
 # A history
@@ -196,9 +196,9 @@ def histories(draw: st.DrawFn, row: st.SearchStrategy[Row] = ANY_ROW, *, timely:
 
 def agrees_with_the_definition(events: list[Event]) -> None:
     truth = definition.History(events)
-    expected = truth.offences()
+    expected = truth.anomalies()
     verdict = check(events, keep=MANY)
-    found = {kind: sorted(o.zk_id for o in verdict.offences if o.kind == kind) for kind in verdict.counts}
+    found = {kind: sorted(o.zk_id for o in verdict.anomalies if o.kind == kind) for kind in verdict.counts}
     counts = {kind: len(places) for kind, places in expected.items()}
     if "excess" in expected:  # explained once, counted as often as it happened
         expected["excess"] = expected["excess"][:1]
@@ -206,7 +206,7 @@ def agrees_with_the_definition(events: list[Event]) -> None:
     assert verdict.counts == counts
     assert verdict.valid is truth.valid()
     if expected:
-        assert (verdict.offences[0].zk_id, verdict.offences[0].kind) == min(
+        assert (verdict.anomalies[0].zk_id, verdict.anomalies[0].kind) == min(
             ((zk_id, kind) for kind, places in expected.items() for zk_id in places),
             key=lambda place: (place[0], KINDS.index(place[1])),
         )
@@ -220,7 +220,7 @@ def speaks_plainly(events: list[Event]) -> None:
     assert json.loads(json.dumps(verdict.to_dict()))["valid"] is verdict.valid
     assert verdict.exit_code == {True: 0, False: 1, None: 2}[verdict.valid]
     assert "</p>" in verdict._repr_html_()
-    assert not verdict.offences or verdict.offences[0].explanation in str(verdict)
+    assert not verdict.anomalies or verdict.anomalies[0].explanation in str(verdict)
 
 
 @settings(max_examples=300)
@@ -301,7 +301,7 @@ def test_finals_of_several_nodes_of_a_region_must_agree_too() -> None:
     assert check([*RIGHT, *finals(GOOD), replica]).counts == {"lost": 1, "diverged": 1}
 
 
-def test_a_retry_that_is_acknowledged_again_with_the_same_entry_is_no_offence() -> None:
+def test_a_retry_that_is_acknowledged_again_with_the_same_entry_is_no_anomaly() -> None:
     again = events_of("b/2", "q0", GOOD[0], 60, 70)
     assert check(RIGHT + again + finals(GOOD)).valid
 
@@ -313,7 +313,7 @@ def test_an_entry_of_an_indefinite_append_is_accounted_for_but_only_once() -> No
     twice = [*GOOD, successor(GOOD[-1], "b")]
     verdict = check(lost + finals(twice))
     assert verdict.counts == {"excess": 1}
-    assert verdict.offences[0].zk_id == 6
+    assert verdict.anomalies[0].zk_id == 6
 
 
 def test_an_append_that_failed_for_certain_accounts_for_no_entry() -> None:
@@ -383,23 +383,23 @@ def test_equal_times_are_concurrent() -> None:
 
 def test_an_order_violation_names_both_appends_and_their_times() -> None:
     events = events_of("b/1", "q1", GOOD[1], 0, 1_000_000) + events_of("a/1", "q0", GOOD[0], 2_000_000, 3_000_000)
-    (offence,) = check(events + finals(GOOD[:2])).offences
-    assert offence.rows == (GOOD[0], GOOD[1])
-    assert [(e.request_id, e.type, e.time) for e in offence.events] == [
+    (anomaly,) = check(events + finals(GOOD[:2])).anomalies
+    assert anomaly.rows == (GOOD[0], GOOD[1])
+    assert [(e.request_id, e.type, e.time) for e in anomaly.events] == [
         ("q1", "invoke", 0),
         ("q1", "ok", 1_000_000),
         ("q0", "invoke", 2_000_000),
         ("q0", "ok", 3_000_000),
     ]
-    assert "invoked by a/1 at 0.002000 s, after entry 2 of b" in str(offence)
-    assert "acknowledged to b/1 at 0.001000 s" in str(offence)
+    assert "invoked by a/1 at 0.002000 s, after entry 2 of b" in str(anomaly)
+    assert "acknowledged to b/1 at 0.001000 s" in str(anomaly)
 
 
 def test_a_fork_says_who_was_told_and_where_each_entry_stands() -> None:
     rival = FORKS[3]
     events = [*RIGHT, *events_of("c/1", "qx", rival, 0, 50)]
     verdict = check(events + finals(GOOD, "a") + finals([*GOOD[:3], rival], "c"))
-    assert verdict.offences[0].kind == "fork"
+    assert verdict.anomalies[0].kind == "fork"
     assert f"entry 4 of c ({GOOD[3].hash[:8]}), acknowledged to b/1 and in the chain of a; " in str(verdict)
     assert f"entry 4 of d ({rival.hash[:8]}), acknowledged to c/1 and in the chain of c" in str(verdict)
 
@@ -407,7 +407,7 @@ def test_a_fork_says_who_was_told_and_where_each_entry_stands() -> None:
 def test_a_lost_append_names_the_region_and_what_stands_there() -> None:
     rival = FORKS[3]
     verdict = check(RIGHT + finals(GOOD, "a") + finals([*GOOD[:3], rival], "b"))
-    lost = next(offence for offence in verdict.offences if offence.kind == "lost")
+    lost = next(anomaly for anomaly in verdict.anomalies if anomaly.kind == "lost")
     assert (lost.zk_id, lost.region) == (4, "b")
     assert "acknowledged to b/1 at 0.000000 s and is missing in b, where entry 4 of d" in lost.explanation
     assert lost.rows == (GOOD[3], rival)
@@ -422,7 +422,7 @@ def test_a_chain_that_skips_an_entry_says_nothing_of_the_link_to_that_entry() ->
     late = LATE[2]  # entry 5 made after entry 3
     told = RIGHT[:8] + events_of("a/1", "q4", late, 40, 45)
     verdict = check(told + finals([*GOOD[:3], late], "a") + finals([*GOOD[:4], late], "b"))
-    assert [(o.kind, o.zk_id) for o in verdict.offences] == [("gap", 4), ("lost", 4), ("diverged", 4), ("link", 5)]
+    assert [(o.kind, o.zk_id) for o in verdict.anomalies] == [("gap", 4), ("lost", 4), ("diverged", 4), ("link", 5)]
 
 
 def test_a_chain_of_other_entries_says_nothing_of_the_links_between_those_that_were_told() -> None:
@@ -432,19 +432,19 @@ def test_a_chain_of_other_entries_says_nothing_of_the_links_between_those_that_w
     assert verdict.counts == {"fork": 1, "link": 1, "lost": 1, "diverged": 1}
 
 
-def test_only_the_first_offences_are_explained_but_all_are_counted() -> None:
+def test_only_the_first_anomalies_are_explained_but_all_are_counted() -> None:
     events = [e for n, row in enumerate(FORKS) for e in events_of("a/1", f"x{n}", row, 0, 99)]
     verdict = check(RIGHT + events, keep=2)
-    assert len(verdict.offences) == 2
-    assert [o.zk_id for o in verdict.offences if o.kind == "fork"] == [1, 2][: len(verdict.offences)]
+    assert len(verdict.anomalies) == 2
+    assert [o.zk_id for o in verdict.anomalies if o.kind == "fork"] == [1, 2][: len(verdict.anomalies)]
     assert verdict.counts["fork"] == 5
 
 
-def test_the_first_offences_are_those_with_the_lowest_numbers_in_whatever_order_they_are_found() -> None:
+def test_the_first_anomalies_are_those_with_the_lowest_numbers_in_whatever_order_they_are_found() -> None:
     backwards = [e for n, row in enumerate(reversed(GOOD)) for e in events_of("a/1", f"q{n}", row, 10 * n, 10 * n + 5)]
     verdict = check(backwards + finals(GOOD), keep=2)
     assert verdict.counts == {"reordered": 4}
-    assert [offence.zk_id for offence in verdict.offences] == [1, 2]
+    assert [anomaly.zk_id for anomaly in verdict.anomalies] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -465,7 +465,7 @@ def test_events_that_contradict_themselves_as_a_record_are_refused(events: list[
 def test_a_verdict_for_a_program_holds_rows_and_counts() -> None:
     answer = check(RIGHT + finals(GOOD, "a") + finals(GOOD[:4], "b")).to_dict()
     assert (answer["valid"], answer["counts"]) == (False, {"lost": 1, "diverged": 1})
-    assert answer["offences"][0]["rows"] == [GOOD[4]._asdict()]
+    assert answer["anomalies"][0]["rows"] == [GOOD[4]._asdict()]
 
 
 def test_a_verdict_in_a_notebook_shows_nothing_that_a_row_could_smuggle_in() -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from pghc.chain import Row, extend, link, successor
-from pghc.history import Event, Final, Read
-from pghc.verifier import KINDS, Verdict, check, verify
+from pghc.verify.checker import KINDS, Verdict, check, verify
+from pghc.verify.history import Event, Final, Read
 
 REGIONS = ("us-east", "eu-west", "ap-south")
 APPENDS = 9_000
@@ -317,7 +317,7 @@ def test_a_planted_error_is_found_at_its_entry(plant: Callable[[Story], int], ki
     assert verdict.valid is False
     assert kind in verdict.counts
     assert set(verdict.counts) <= {kind} | besides, verdict.counts
-    named = next(offence for offence in verdict.offences if offence.kind == kind)
+    named = next(anomaly for anomaly in verdict.anomalies if anomaly.kind == kind)
     assert named.zk_id == place[0]
     assert str(place[0]) in str(verdict)
 
@@ -333,12 +333,13 @@ LONG = list(extend(None, ["us-east-primary", "eu-west-primary", "ap-south-primar
 def test_a_long_chain_is_followed_across_the_stretches_in_which_it_is_verified(at: int) -> None:
     assert verify(LONG).checked == {"entries": 21_000, "links": 21_000}
     changed = [*LONG[: at - 1], LONG[at - 1]._replace(node_id="x"), *LONG[at:]]
-    assert [(o.kind, o.zk_id) for o in verify(changed).offences] == [("link", at)]
+    assert [(o.kind, o.zk_id) for o in verify(changed).anomalies] == [("link", at)]
     fork = successor(LONG[at - 2] if at > 1 else None, "x")
-    assert [(o.kind, o.zk_id) for o in verify([*LONG[:at], fork, *LONG[at:]]).offences] == [("fork", at)]
+    assert [(o.kind, o.zk_id) for o in verify([*LONG[:at], fork, *LONG[at:]]).anomalies] == [("fork", at)]
     assert verify([*LONG[: at - 1], fork, LONG[at - 1], *LONG[at:]]).counts == {"fork": 1}
     without = verify([*LONG[: at - 1], *LONG[at:]])
-    assert [(o.kind, o.zk_id) for o in without.offences] == ([("gap", at), ("link", at + 1)] if 1 < at < 21_000 else [])
+    expected = [("gap", at), ("link", at + 1)] if 1 < at < 21_000 else []
+    assert [(o.kind, o.zk_id) for o in without.anomalies] == expected
 
 
 @pytest.mark.parametrize("at", [1, 2, 999, 1000, 1001, 1002, 2000, 9000])
@@ -353,7 +354,7 @@ def test_one_region_with_another_entry_is_found_across_the_lines_of_its_final(at
         "link": 1,
         "diverged": 1,
     }
-    assert {offence.zk_id for offence in verdict.offences} == {at}
+    assert {anomaly.zk_id for anomaly in verdict.anomalies} == {at}
 
 
 def test_an_entry_after_another_hash_is_judged_by_the_chain_in_which_it_stands() -> None:
@@ -362,4 +363,4 @@ def test_an_entry_after_another_hash_is_judged_by_the_chain_in_which_it_stands()
     def plant(story: Story) -> None:
         story.finals["ap-south"][999] = story.finals["ap-south"][999]._replace(hash="0" * 32)
 
-    assert {(o.kind, o.zk_id) for o in spoiled(plant).offences if o.kind == "link"} == {("link", 1000), ("link", 1001)}
+    assert {(o.kind, o.zk_id) for o in spoiled(plant).anomalies if o.kind == "link"} == {("link", 1000), ("link", 1001)}

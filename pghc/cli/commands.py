@@ -1,0 +1,517 @@
+"""What people type: ``pghc --help``.
+
+Exit codes: 0 valid, or done; 1 invalid; 2 could not tell, wrong usage or an error; 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from runpy import run_module
+from types import FrameType
+from typing import Annotated, NoReturn
+from uuid import UUID, uuid4
+
+import typer
+
+from pghc.chain import Row
+from pghc.cli import terminal
+from pghc.cli.demo import tell
+from pghc.cli.terminal import out, put_error, put_json, put_verdict
+from pghc.cluster import BACKENDS, Backend, default_directory, open_backend
+from pghc.cluster.local.embedded import Embedded
+from pghc.errors import BadInput, ClusterError, PghcError
+from pghc.faults.injection import Faults
+from pghc.faults.nemesis import Nemesis, save_diagnostics, schedule
+from pghc.store import Reader, Store
+from pghc.topology import View, load
+from pghc.verify import history
+from pghc.verify.audit import audit, audit_regions
+from pghc.verify.checker import Verdict
+from pghc.verify.checker import check as check_events
+from pghc.writers import NAMES, open_writer, writer_class
+
+app = typer.Typer(
+    help="A laboratory for consensus, total-order broadcast and causality on real Postgres and ZooKeeper servers.",
+    epilog="Exit codes: 0 valid or done, 1 invalid, 2 could not tell or an error, 130 after Ctrl-C.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Where = Annotated[
+    str, typer.Option("--backend", envvar="PGHC_BACKEND", help=f"Where the servers run: {', '.join(BACKENDS)}.")
+]
+Directory = Annotated[
+    Path | None,
+    typer.Option("--dir", envvar="PGHC_DIR", help="The cluster's directory; one each keeps clusters apart."),
+]
+Region = Annotated[str | None, typer.Option("--region", "-r", help="Whose client this is. Default: the first region.")]
+WriterName = Annotated[
+    str, typer.Option("--writer", "-w", help=f"How entries get their place: {', '.join(NAMES)}.")
+]
+Timeout = Annotated[float, typer.Option(min=0.1, max=600, help="Seconds until an append counts as indefinite.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for a program to read.")]
+
+
+# The cluster
+
+
+@app.command()
+def up(
+    topology: Annotated[
+        Path | None, typer.Option(help="Regions and delays of a new cluster, as in pghc/topology.toml.")
+    ] = None,
+    backend: Where = "embedded",
+    directory: Directory = None,
+    json: AsJson = False,
+) -> None:
+    """Start the cluster, or start again what is missing of it, and open links that are cut."""
+    cluster = open_backend(backend, directory, load(str(topology)) if topology else None)
+    terminal.start(cluster)
+    _put_status(cluster, json)
+
+
+@app.command()
+def down(
+    purge: Annotated[bool, typer.Option("--purge", help="Delete the cluster's data, too.")] = False,
+    backend: Where = "embedded",
+    directory: Directory = None,
+) -> None:
+    """Stop every server."""
+    with terminal.bar("stopping the cluster"):
+        open_backend(backend, directory).down(purge=purge)
+
+
+@app.command()
+def status(backend: Where = "embedded", directory: Directory = None, json: AsJson = False) -> None:
+    """Say what runs and what answers. Exit code 1 when something is amiss, 2 when nothing runs."""
+    raise typer.Exit(_put_status(open_backend(backend, directory), json))
+
+
+def _put_status(cluster: Backend, json: bool) -> int:
+    now = cluster.status()
+    if json:
+        put_json(asdict(now) | {"healthy": now.healthy})
+    elif now.running:
+        out.print(terminal.status_table(now))
+        for link in now.links:
+            if link.state != "open" or link.delay_ms != link.nominal_ms:
+                out.print(f"link {link.source} → {link.target}: {link.state}, {link.delay_ms:g} ms one way")
+        started = f", started in {now.up_seconds:.1f} s" if now.up_seconds is not None else ""
+        out.print(f"{now.backend} cluster in {now.directory}: {now.memory / 1e6:.0f} MB{started}")
+        if not now.healthy:
+            out.print("Not everything answers: `pghc up` starts again what is missing.", style="yellow")
+    else:
+        out.print(f"no {now.backend} cluster runs in {now.directory}: `pghc up` starts one")
+    return 0 if now.healthy else 1 if now.running else 2
+
+
+# The chain
+
+
+@app.command()
+def append(
+    region: Region = None,
+    writer: WriterName = "causal",
+    request_id: Annotated[
+        UUID | None, typer.Option(help="The same for every retry of one append: it then happens once.")
+    ] = None,
+    timeout: Timeout = 10,
+    backend: Where = "embedded",
+    directory: Directory = None,
+    json: AsJson = False,
+) -> None:
+    """Append one entry as a client of a region, and print it."""
+    view = _view(open_backend(backend, directory), region)
+    request = str(request_id or uuid4())
+    try:
+        with open_writer(writer, view) as chosen:
+            row = chosen.append(request, timeout)
+    except PghcError as error:
+        put_error(error, write=True)
+        if not error.definite:
+            again = f"pghc append --region {view.region} --writer {writer} --request-id {request}"
+            terminal.err.print(f"  The same append again: {again}")
+        raise typer.Exit(2) from error
+    _put_rows([row], view, json)
+
+
+@app.command()
+def tail(
+    region: Region = None,
+    last: Annotated[int, typer.Option("--last", "-n", min=1, max=1_000_000, help="How many entries.")] = 10,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with those that arrive.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also entries whose predecessors have not arrived in the region.")
+    ] = False,
+    backend: Where = "embedded",
+    directory: Directory = None,
+    json: AsJson = False,
+) -> None:
+    """Print the newest entries that a region's primary has."""
+    view = _view(open_backend(backend, directory), region)
+    with Store(view) as store:
+        cursor = store.cursor()
+        _, rows = store.recent(last, prefix=not everything)
+        _put_rows(rows, view, json)
+        while follow:
+            seen = rows[-1].zk_id if rows else 0
+            cursor = store.wait_for(cursor.position + 1, 5.0)
+            _, new = store.recent(1_000_000, after=seen, prefix=not everything)
+            if new:
+                _put_rows(new, view, json, header=False)
+                rows = new
+
+
+@app.command()
+def verify(
+    last: Annotated[int | None, typer.Option("--last", "-n", min=1, help="Only so many entries.")] = None,
+    region: Annotated[
+        str | None, typer.Option("--region", "-r", help="Only that region's primary. Default: all, compared.")
+    ] = None,
+    backend: Where = "embedded",
+    directory: Directory = None,
+    json: AsJson = False,
+) -> None:
+    """Recompute the chain's links in the databases and compare the regions: 0 valid, 1 invalid, 2 could not tell."""
+    cluster = open_backend(backend, directory)
+    names = cluster.topology.names
+    each: dict[str, Verdict] = {}
+    with terminal.bar("verifying"):
+        if region:
+            view = _view(cluster, region)
+            with Reader(view, view.topology.region(region).primary, timeout=60) as reader:
+                whole = audit(reader, last)
+        else:
+            whole, each = audit_regions({name: cluster.view(name) for name in names}, last)
+    if json:
+        put_json(whole.to_dict() | {"regions": {name: verdict.to_dict() for name, verdict in each.items()}})
+    else:
+        for name, verdict in each.items():
+            out.print(f"{name}: {verdict.word}, {verdict.checked.get('entries', 0)} entries")
+        put_verdict(whole, names)
+    raise typer.Exit(whole.exit_code)
+
+
+@app.command()
+def api(
+    region: Region = None,
+    writer: Annotated[
+        str, typer.Option("--writer", "-w", envvar="PGHC_API_WRITER", help="How entries get their place.")
+    ] = "causal",
+    host: Annotated[str, typer.Option(help="Where to listen; other than on loopback only with a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="0: any free port; the log names it.")] = 8080,
+    backend: Where = "embedded",
+    directory: Directory = None,
+) -> None:
+    """Run one more API node of a region, in the foreground: the chain behind HTTP.
+
+    More by environment: PGHC_API_TOKEN_FILE, a file with the token that clients must show; PGHC_API_ORIGINS, whose
+    pages may call, separated by commas.
+    """
+    try:
+        from pghc.api import Settings, serve
+    except ImportError as error:
+        raise ClusterError(f"the API lacks a package: {error}", "Install it: pip install 'pghc[api]'") from error
+    settings = Settings.from_environment(writer=writer, host=host, port=port)
+    serve(_view(open_backend(backend, directory), region), settings)
+
+
+# Histories
+
+
+@app.command()
+def run(
+    writer: WriterName = "causal",
+    clients: Annotated[int, typer.Option("--clients", "-c", min=1, max=1000, help="Clients in each region.")] = 2,
+    seconds: Annotated[float, typer.Option("--seconds", "-s", min=0.1, max=86_400, help="How long.")] = 5,
+    reads: Annotated[float, typer.Option(min=0, max=100, help="Reads of the region's replicas for each append.")] = 0,
+    history: Annotated[Path | None, typer.Option(help="Keep the history in this file; .gz compresses it.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh/--continue", help="A new chain, or go on with the last.")] = True,
+    timeout: Timeout = 10,
+    nemesis: Annotated[
+        bool, typer.Option("--nemesis", help="Random faults meanwhile: servers, links, clients; all healed in the end.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the clients' choices and of the faults.")] = 0,
+    backend: Where = "embedded",
+    directory: Directory = None,
+    json: AsJson = False,
+) -> None:
+    """Let clients in every region append at once, and judge what came of it: 0 valid, 1 invalid, 2 could not tell.
+
+    A run with --nemesis that is not valid leaves its history, its schedule and the servers' logs behind.
+    """
+    _writable(history)
+    cluster = open_backend(backend, directory)
+    chaos = None
+    if nemesis:
+        events = schedule(seed, cluster.topology, seconds, writer_class(writer).steps)
+        chaos = Nemesis(Faults(cluster), events, lambda text: terminal.err.print(text, style="dim", markup=False))
+    done = terminal.run(
+        cluster,
+        writer,
+        clients=clients,
+        seconds=seconds,
+        reads=reads,
+        history_path=history,
+        fresh=fresh,
+        timeout=timeout,
+        seed=seed,
+        during=chaos,
+    )
+    with terminal.bar("judging the history"):
+        verdict = done.verdict
+    if chaos:
+        for trouble in chaos.troubles:
+            terminal.err.print(f"not healed by itself: {trouble}", markup=False)
+        if verdict.valid is not True:
+            kept = save_diagnostics(cluster, done.path, chaos, writer=done.writer, seed=seed)
+            terminal.err.print(f"diagnostics: {kept}", markup=False)
+    if json:
+        put_json(
+            {
+                "writer": done.writer,
+                "seconds": done.seconds,
+                "appends": done.acknowledged,
+                "failed": done.failed,
+                "indefinite": done.unknown,
+                "reads": done.reads,
+                "errors": done.errors,
+                "latency_ms": {
+                    name: {"p50": done.latency_ms(0.5, name), "p99": done.latency_ms(0.99, name)}
+                    for name, count in done.acknowledged.items()
+                    if count
+                },
+                "caught_up_seconds": done.caught_up_seconds,
+                "history": done.path,
+                "verdict": verdict.to_dict(),
+            }
+        )
+    else:
+        out.print(terminal.run_table(done))
+        outcome = f"{done.failed} failed, {done.unknown} indefinite"
+        out.print(f"{done.appends} appends in {done.seconds:.1f} s: {done.rate:.1f} a second; {outcome}")
+        for error, count in done.errors.most_common(3):
+            out.print(f"  {count} × {error}", markup=False)
+        out.print(f"history: {done.path}", markup=False)
+        put_verdict(verdict, cluster.topology.names)
+    raise typer.Exit(verdict.exit_code)
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="A history, ours or another program's; /dev/stdin for a pipe.")],
+    edn: Annotated[Path | None, typer.Option(help="Write it as EDN too, for Jepsen's and Elle's checkers.")] = None,
+    shiviz: Annotated[Path | None, typer.Option(help="Write it for ShiViz too, which draws it.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Judge a history: 0 valid, 1 invalid, 2 could not tell."""
+    for target in (edn, shiviz):
+        _writable(target)
+    with terminal.bar("judging the history"):
+        verdict = check_events(history.read(file))
+        if edn:
+            history.to_edn(history.read(file), edn)
+        if shiviz:
+            history.to_shiviz(history.read(file), shiviz)
+    if json:
+        put_json(verdict.to_dict())
+    else:
+        put_verdict(verdict)
+    raise typer.Exit(verdict.exit_code)
+
+
+# Faults
+
+faults = typer.Typer(no_args_is_help=True, help="Hurt the running cluster for some seconds, and heal it again.")
+app.add_typer(faults, name="fault")
+Seconds = Annotated[float, typer.Option("--seconds", "-s", min=0.1, max=3600, help="Until it is healed; Ctrl-C too.")]
+Source = Annotated[str, typer.Argument(help="Region.")]
+Server = Annotated[str, typer.Argument(help="Server, as `pghc status` names it.")]
+
+
+def _hurt(fault: AbstractContextManager[None], seconds: float, what: str) -> None:
+    with fault, terminal.bar(f"{what} for {seconds:g} s"):
+        time.sleep(seconds)
+    out.print(f"{what}: healed", markup=False)
+
+
+@faults.command()
+def cut(
+    source: Source, target: Source, seconds: Seconds = 5, backend: Where = "embedded", directory: Directory = None
+) -> None:
+    """Deliver nothing from one region to another; the other direction stays open."""
+    _hurt(Faults(open_backend(backend, directory)).cut(source, target), seconds, f"{source} → {target} cut")
+
+
+@faults.command()
+def partition(
+    one: Source, other: Source, seconds: Seconds = 5, backend: Where = "embedded", directory: Directory = None
+) -> None:
+    """Deliver nothing between two regions, in both directions."""
+    _hurt(Faults(open_backend(backend, directory)).partition(one, other), seconds, f"{one} | {other} partitioned")
+
+
+@faults.command()
+def slow(
+    source: Source,
+    target: Source,
+    delay_ms: Annotated[float, typer.Argument(min=0, max=60_000, help="One way, in milliseconds.")],
+    seconds: Seconds = 5,
+    backend: Where = "embedded",
+    directory: Directory = None,
+) -> None:
+    """Let everything from one region to another take longer."""
+    fault = Faults(open_backend(backend, directory)).slow(source, target, delay_ms)
+    _hurt(fault, seconds, f"{source} → {target} at {delay_ms:g} ms")
+
+
+@faults.command()
+def reset(
+    one: Source, other: Source, seconds: Seconds = 5, backend: Where = "embedded", directory: Directory = None
+) -> None:
+    """Close the connections between two regions and refuse new ones."""
+    _hurt(Faults(open_backend(backend, directory)).reset(one, other), seconds, f"{one} | {other} reset")
+
+
+@faults.command()
+def kill(node: Server, seconds: Seconds = 5, backend: Where = "embedded", directory: Directory = None) -> None:
+    """Kill -9 a server; start it again afterwards."""
+    _hurt(Faults(open_backend(backend, directory)).kill(node), seconds, f"{node} killed")
+
+
+@faults.command()
+def pause(node: Server, seconds: Seconds = 5, backend: Where = "embedded", directory: Directory = None) -> None:
+    """Stop a server in its tracks, its connections open."""
+    _hurt(Faults(open_backend(backend, directory)).pause(node), seconds, f"{node} paused")
+
+
+# Guided tours
+
+
+@app.command()
+def demo(
+    fast: Annotated[bool, typer.Option("--fast", help="Without pauses for reading.")] = False,
+    directory: Annotated[
+        Path | None, typer.Option("--dir", help="A directory that does not exist; the cluster there is deleted after.")
+    ] = None,
+) -> None:
+    """Tell the whole story in this terminal: break causality, repair it. Exit code 0 only if both were shown."""
+    place = directory or default_directory().with_name(f"demo-{os.getpid()}")
+    if place.exists():
+        raise BadInput(f"{place} exists, and the demo would delete it", "Choose another --dir.")
+    told = tell(Embedded(place, owner=True), 0 if fast or not out.is_terminal else 1)
+    raise typer.Exit(0 if told else 1)
+
+
+@app.command()
+def lab(
+    lessons: Annotated[Path, typer.Argument(help="The directory of the lessons.")] = Path("notebooks"),
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Of JupyterLab, on loopback.")] = 8888,
+    browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
+    backend: Where = "embedded",
+    directory: Directory = None,
+) -> None:
+    """Open the lessons in JupyterLab with the cluster running behind them; Ctrl-C stops both.
+
+    A cluster that ran already is left running.
+    """
+    try:
+        from jupyterlab.labapp import LabApp
+    except ImportError as error:
+        raise ClusterError(f"the lessons lack a package: {error}", "Install it: pip install 'pghc[lab]'") from error
+    if not lessons.is_dir():
+        raise BadInput(f"there is no directory {lessons}", "Run this where the repository is, or name the directory.")
+    cluster = open_backend(backend, directory)
+    ours = backend == "embedded" and not cluster.status().running
+    if ours:
+        cluster = Embedded(directory or default_directory(), owner=True)
+    terminal.start(cluster)
+    os.environ["PGHC_BACKEND"] = backend  # for the notebooks' kernels
+    if directory:
+        os.environ["PGHC_DIR"] = str(directory.absolute())
+    out.print(f"The cluster runs. Ctrl-C stops JupyterLab{' and the cluster' if ours else ''}.")
+    settings = {
+        "ServerApp.ip": "127.0.0.1",
+        "ServerApp.port": port,
+        "ServerApp.root_dir": lessons.resolve(),
+        "ServerApp.open_browser": browser,
+        "ServerApp.answer_yes": True,  # to the question whether Ctrl-C was meant
+        "ServerApp.allow_root": os.geteuid() == 0,
+        "ServerApp.log_level": "WARN",
+        "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",  # nothing is asked of the network
+        "LabApp.log_level": "WARN",
+        "LabApp.news_url": "",
+        "LabApp.default_url": "/lab/tree/00-tour.ipynb" if (lessons / "00-tour.ipynb").exists() else "/lab",
+        "LabApp.extension_manager": "readonly",
+    }
+    try:
+        LabApp.launch_instance([f"--{name}={value}" for name, value in settings.items()])
+    finally:
+        if ours:
+            with terminal.bar("stopping the cluster"):
+                cluster.down()
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
+def bench(context: typer.Context) -> None:
+    """Measure all writers beside the raw limits of this machine, on a cluster of the bench's own. Options: --help."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # the bench is in the repository, not in the package
+    if not find_spec("benchmarks"):
+        raise BadInput("the bench is not installed with the package", "Run it where the repository is.")
+    sys.argv = ["pghc bench", *context.args]
+    run_module("benchmarks.ladder", run_name="__main__")
+
+
+# What the commands share
+
+
+def _view(cluster: Backend, region: str | None) -> View:
+    return cluster.view(cluster.topology.region(region).name if region else cluster.topology.names[0])
+
+
+def _put_rows(rows: Iterable[Row], view: View, json: bool, *, header: bool = True) -> None:
+    if json:
+        for row in rows:
+            put_json(row._asdict())
+    else:
+        table = terminal.rows_table(rows, view.topology.names)
+        table.show_header = header
+        out.print(table)
+
+
+def _writable(path: Path | None) -> None:
+    """Refuse a file that cannot be written before the work is done, not after. Raises `BadInput`."""
+    if path and not (path.parent.is_dir() and os.access(path if path.exists() else path.parent, os.W_OK)):
+        raise BadInput(f"{path} cannot be written")
+
+
+def _terminated(number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def main() -> NoReturn:
+    """Run the command line; every error is a message and an exit code."""
+    logging.getLogger().addHandler(logging.NullHandler())  # what matters of libraries' warnings is in our errors
+    signal.signal(signal.SIGTERM, _terminated)  # as Ctrl-C: what is open is closed
+    signal.signal(signal.SIGHUP, _terminated)
+    try:
+        app()
+    except PghcError as error:
+        put_error(error)
+    except Exception as error:
+        if os.environ.get("PGHC_DEBUG"):
+            raise
+        what = f"unexpected {type(error).__name__}: {error}"
+        put_error(PghcError(what, "This is a defect of the lab; PGHC_DEBUG=1 shows where."))
+    sys.exit(2)

@@ -1,0 +1,1 @@
+"""The kind backend: the same deployment as Kubernetes objects."""

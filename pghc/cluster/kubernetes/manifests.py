@@ -1,0 +1,369 @@
+"""The Kubernetes objects that depend on the topology, rendered around ``cluster/manifests``. Pure, but for `write`.
+
+A region is a namespace. In it every server of the world has a Service under its own name, the same in each region: for
+the region's own servers it leads to their pods, for those of other regions to the gateway (or, where the network
+between the regions is real, to the other region). So every configuration names the same hosts wherever it is read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import sys
+from argparse import ArgumentParser
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from secrets import token_urlsafe
+from typing import Any, Literal
+
+from pghc.cluster.settings import JVM, ZooKeeperAddresses, pg_hba, postgres_conf, service_file, zoo_cfg, zookeeper_ids
+from pghc.errors import BadInput, PghcError
+from pghc.topology import Address, Node, Region, Role, Topology, load, parse
+
+Overlay = Literal["kind", "cloud"]
+Json = dict[str, Any]
+
+#: The ports of a server, by name; the first is the clients'.
+PORTS: dict[Role, dict[str, int]] = {
+    "primary": {"postgres": 5432},
+    "replica": {"postgres": 5432},
+    "zookeeper": {"client": 2181, "peer": 2888, "election": 3888},
+    "api": {"http": 8080},
+}
+CONTROL_PORT = 9000
+#: Where a kind node keeps the volumes of its region's pods, a directory each.
+VOLUMES = "/var/lib/pghc"
+REGION_LABEL = "topology.kubernetes.io/region"
+PART_OF = {"app.kubernetes.io/part-of": "pghc"}
+
+#: Kubernetes gives node ports from 30000 on. Ours are all fixed, so none is ever given to another Service.
+FIRST_NODE_PORT = 30000
+FIRST_GATEWAY_PORT = 10000
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of the three kinds of pod, as ``name:tag``."""
+
+    postgres: str
+    zookeeper: str
+    pghc: str
+
+
+def client_port(node: Node) -> int:
+    return next(iter(PORTS[node.role].values()))
+
+
+def node_port(topology: Topology, viewer: str, node: Node, port: int = 0) -> int:
+    """The port on every Kubernetes node that leads to the ``port``-th port of ``node`` as region ``viewer`` sees it."""
+    place = topology.names.index(viewer) * len(topology.nodes) + topology.nodes.index(node)
+    return FIRST_NODE_PORT + place * 3 + port
+
+
+def control_node_port(topology: Topology, region: str) -> int:
+    """The node port of a region's gateway's control port: after all servers'."""
+    return FIRST_NODE_PORT + len(topology.names) * len(topology.nodes) * 3 + topology.names.index(region)
+
+
+def gateway_ports(topology: Topology, region: str) -> Iterator[tuple[Node, int, int]]:
+    """Each port of each server of the other regions, and the port on which the gateway of ``region`` stands for it."""
+    for place, node in enumerate(topology.nodes):
+        if node.region != region:
+            for number, port in enumerate(PORTS[node.role].values()):
+                yield node, port, FIRST_GATEWAY_PORT + place * 10 + number
+
+
+def pod(node: Node) -> str:
+    """The name of the StatefulSet pod that is ``node``, unique in its namespace."""
+    return node.name.removeprefix(f"{node.region}-") if node.role == "replica" else f"{node.role}-0"
+
+
+def kind_config(topology: Topology, name: str, free: Iterator[int]) -> Json:
+    """A worker a region, and a control plane whose node ports become ``free`` ports on loopback."""
+    ports = [node_port(topology, viewer, node) for viewer in topology.names for node in topology.nodes]
+    ports += [control_node_port(topology, region) for region in topology.names]
+    mappings = [{"containerPort": port, "hostPort": next(free), "listenAddress": "127.0.0.1"} for port in ports]
+    return {
+        "kind": "Cluster",
+        "apiVersion": "kind.x-k8s.io/v1alpha4",
+        "name": name,
+        # A machine may forbid what Kubernetes does to oom scores; then containers would not start
+        "containerdConfigPatches": ['[plugins."io.containerd.grpc.v1.cri"]\n  restrict_oom_score_adj = true\n'],
+        "nodes": [
+            {"role": "control-plane", "extraPortMappings": mappings},
+            *({"role": "worker", "labels": {REGION_LABEL: region}} for region in topology.names),
+        ],
+    }
+
+
+def volumes(topology: Topology) -> list[Json]:
+    """A volume for each pod with data, on its region's node: at once there, with no pod started to make it."""
+
+    def volume(node: Node) -> Json:
+        on = {"key": REGION_LABEL, "operator": "In", "values": [node.region]}
+        return {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": f"{node.region}-{pod(node)}", "labels": PART_OF | {REGION_LABEL: node.region}},
+            "spec": {
+                "storageClassName": "local",
+                "capacity": {"storage": "2Gi"},
+                "accessModes": ["ReadWriteOnce"],
+                "persistentVolumeReclaimPolicy": "Retain",
+                "claimRef": {"namespace": node.region, "name": f"data-{pod(node)}"},
+                "local": {"path": f"{VOLUMES}/{pod(node)}"},
+                "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [on]}]}},
+            },
+        }
+
+    return [
+        {
+            "apiVersion": "storage.k8s.io/v1",
+            "kind": "StorageClass",
+            "metadata": {"name": "local", "labels": PART_OF},
+            "provisioner": "kubernetes.io/no-provisioner",
+            "volumeBindingMode": "WaitForFirstConsumer",
+        },
+        *(volume(node) for node in topology.nodes if node.role != "api"),
+    ]
+
+
+def services(topology: Topology, region: str, overlay: Overlay) -> list[Json]:
+    """Every server of the world under its own name, in the namespace of ``region``."""
+    gateway = {(node.name, port): listens for node, port, listens in gateway_ports(topology, region)}
+
+    def service(node: Node) -> Json:
+        own = node.region == region
+        spec: Json
+        if overlay == "cloud" and not own:
+            spec = {"type": "ExternalName", "externalName": f"{node.name}.{node.region}.svc.cluster.local"}
+        else:
+            ports: list[Json] = [
+                {"name": name, "port": port, "targetPort": name if own else gateway[node.name, port]}
+                for name, port in PORTS[node.role].items()
+            ]
+            spec = {"selector": _selector(node) if own else {"app.kubernetes.io/component": "gateway"}, "ports": ports}
+            if own and node.role == "zookeeper":
+                spec["publishNotReadyAddresses"] = True  # its peers must reach it before there is a quorum
+            if overlay == "kind":
+                spec["type"] = "NodePort"
+                for number, entry in enumerate(ports):
+                    entry["nodePort"] = node_port(topology, region, node, number)
+        labels = {
+            "app.kubernetes.io/name": "server",
+            "app.kubernetes.io/component": node.role,
+            REGION_LABEL: node.region,
+        }
+        return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": node.name, "labels": labels}, "spec": spec}
+
+    gateway_labels = {"app.kubernetes.io/name": "gateway", "app.kubernetes.io/component": "gateway"}
+    control: Json = {"name": "control", "port": CONTROL_PORT, "targetPort": "control"}
+    control["nodePort"] = control_node_port(topology, region)
+    spec = {"type": "NodePort", "selector": {"app.kubernetes.io/component": "gateway"}, "ports": [control]}
+    own_gateway = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "gateway", "labels": gateway_labels}}
+    return [service(node) for node in topology.nodes] + ([own_gateway | {"spec": spec}] if overlay == "kind" else [])
+
+
+def _selector(node: Node) -> Json:
+    if node.role == "replica":
+        return {"statefulset.kubernetes.io/pod-name": pod(node)}
+    return {"app.kubernetes.io/component": node.role}
+
+
+def settings(topology: Topology, region: str) -> dict[str, dict[str, str]]:
+    """The region's ConfigMaps: name to files. In a pod, a server's name is its address."""
+    here = topology.region(region)
+    zookeepers = {
+        other.name: ZooKeeperAddresses(
+            Address(other.zookeeper, 2888),
+            Address(other.zookeeper, 3888),
+            Address("0.0.0.0", 2181),  # noqa: S104  its pod's
+        )
+        for other in topology.regions
+    }
+    servers = [node for node in here.nodes if node.role in ("primary", "replica")]
+    primaries = {other.primary: Address(other.primary, 5432) for other in topology.regions}
+    return {
+        "topology": {"topology.json": json.dumps(topology.to_dict(), indent=2)},
+        "postgres": {
+            **{f"{n.name}.conf": postgres_conf(n, topology, version=18, listen="*", durable=True) for n in servers},
+            "pg_hba.conf": pg_hba("all"),
+            "pg_service.conf": service_file(primaries),
+        },
+        "zookeeper": {
+            # A peer's address is a Service's, not the pod's own: listen on all there are
+            "zoo.cfg": zoo_cfg(topology, "/var/lib/pghc/data", zookeepers) + "quorumListenOnAllIPs=true\n",
+            "java.options": "\n".join(JVM) + "\n",
+        },
+    }
+
+
+def region_files(
+    topology: Topology, region: Region, overlay: Overlay, images: Images, manifests: str
+) -> dict[str, str]:
+    """The files of one region's kustomization; ``manifests`` is the path of ``cluster/manifests`` from there."""
+    maps = settings(topology, region.name)
+    namespace = {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {
+            "name": region.name,
+            "labels": PART_OF | {REGION_LABEL: region.name, "pod-security.kubernetes.io/enforce": "restricted"},
+        },
+    }
+    pinned = {"op": "add", "path": "/spec/template/spec/nodeSelector", "value": {REGION_LABEL: region.name}}
+    replicas = {"op": "replace", "path": "/spec/replicas", "value": region.replicas}
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "namespace": region.name,
+        "resources": [f"{manifests}/base", "namespace.json", "services.json"],
+        "components": [f"{manifests}/overlays/{overlay}", f"{manifests}/security"],
+        "configMapGenerator": [
+            # What the setup Job reads keeps its name: a Job cannot be changed, and a cluster's topology never is
+            {
+                "name": "region",
+                "literals": [f"REGION={region.name}", f"ZOOKEEPER_ID={zookeeper_ids(topology)[region.name]}"],
+                "options": {"disableNameSuffixHash": True},
+            },
+            *(
+                {"name": name, "files": [f"{name}/{file}" for file in content]}
+                | ({"options": {"disableNameSuffixHash": True}} if name == "topology" else {})
+                for name, content in maps.items()
+            ),
+        ],
+        "labels": [{"pairs": PART_OF, "includeTemplates": True}],
+        "images": [
+            _image("pghc/postgres", images.postgres),
+            _image("pghc/zookeeper", images.zookeeper),
+            _image("pghc/pghc", images.pghc),
+        ],
+        "patches": [
+            {"target": {"kind": "StatefulSet|Deployment|Job"}, "patch": json.dumps([pinned])},
+            {"target": {"kind": "StatefulSet", "name": "replica"}, "patch": json.dumps([replicas])},
+        ],
+    }
+    return {
+        "kustomization.yaml": json.dumps(kustomization, indent=2),
+        "namespace.json": json.dumps(namespace, indent=2),
+        "services.json": _list(services(topology, region.name, overlay)),
+        **{f"{name}/{file}": text for name, content in maps.items() for file, text in content.items()},
+    }
+
+
+def _list(items: list[Json]) -> str:
+    return json.dumps({"apiVersion": "v1", "kind": "List", "items": items}, indent=2)
+
+
+def _image(name: str, image: str) -> Json:
+    new, tag = image.rsplit(":", 1)
+    return {"name": name, "newName": new, "newTag": tag}
+
+
+def write(topology: Topology, overlay: Overlay, images: Images, manifests: Path, target: Path) -> None:
+    """Write a kustomization for ``kubectl apply -k`` in the place of ``target``: a directory a region."""
+    shutil.rmtree(target, ignore_errors=True)
+    for region in topology.regions:
+        directory = target / region.name
+        relative = os.path.relpath(manifests.resolve(), directory.resolve())
+        for path, text in region_files(topology, region, overlay, images, relative).items():
+            file = directory / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+    resources = list(topology.names)
+    if overlay == "kind":
+        resources.append("volumes.json")
+        (target / "volumes.json").write_text(_list(volumes(topology)))
+    (target / "kustomization.yaml").write_text(json.dumps({"resources": resources}))
+
+
+def schema() -> str:
+    """The statements that make the chain's tables."""
+    return files("pghc").joinpath("schema.sql").read_text()
+
+
+def secret(region: str, values: Mapping[str, str]) -> Json:
+    """The region's passwords as a Secret, for standard input of ``kubectl create``."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "pghc", "namespace": region, "labels": PART_OF},
+        "stringData": dict(values),
+    }
+
+
+def cut(topology: Topology, regions: int | None, replicas: int | None) -> Topology:
+    """The first so many regions of a topology, with so many replicas each. Raises `BadInput`."""
+    count = len(topology.regions) if regions is None else regions
+    if count > len(topology.regions):
+        raise BadInput(
+            f"the topology lists {len(topology.regions)} regions, not {count}",
+            "List more in a file like pghc/topology.toml, with their delays, and give it as --topology.",
+        )
+    kept = tuple(
+        region if replicas is None else replace(region, replicas=replicas) for region in topology.regions[:count]
+    )
+    names = {region.name for region in kept}
+    delays = {pair: delay for pair, delay in topology.delays_ms.items() if set(pair) <= names}
+    return parse(Topology(kept, delays).to_dict(), "the topology asked for")
+
+
+def new_passwords() -> dict[str, str]:
+    """What a Secret holds, newly generated."""
+    names = ("admin-password", "password", "replicator-password", "zookeeper-password", "api-token", "gateway-token")
+    return {name: token_urlsafe(24) for name in names}
+
+
+def main() -> None:
+    """What ``cluster/up.sh`` asks for, on standard output; each but ``topology`` reads one, as JSON, from FILE."""
+    parser = ArgumentParser(prog="python -m pghc.cluster.kubernetes.manifests", description=main.__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("topology", help="the topology asked for, as JSON")
+    command.add_argument("--file")
+    command.add_argument("--regions", type=int)
+    command.add_argument("--replicas", type=int)
+    for name, what in (
+        ("config", "kind's configuration"),
+        ("secrets", "Secrets with new passwords"),
+        ("names", "the regions"),
+        ("write", "a kustomization, as files"),
+    ):
+        command = commands.add_parser(name, help=what)
+        command.add_argument("topology", metavar="FILE", type=Path)
+        if name == "config":
+            command.add_argument("--name", required=True)
+        if name == "write":
+            command.add_argument("--overlay", choices=("kind", "cloud"), default="kind")
+            command.add_argument("--images", nargs=3, required=True, metavar=("POSTGRES", "ZOOKEEPER", "PGHC"))
+            command.add_argument("--manifests", type=Path, required=True)
+            command.add_argument("target", type=Path)
+    given = parser.parse_args()
+    try:
+        if given.command == "topology":
+            sys.stdout.write(json.dumps(cut(load(given.file), given.regions, given.replicas).to_dict()) + "\n")
+            return
+        topology = parse(json.loads(given.topology.read_text()), str(given.topology))
+        match given.command:
+            case "config":
+                from pghc.cluster.local.deployment import PORTS as LOCAL
+                from pghc.cluster.local.deployment import is_free
+
+                free = filter(is_free, random.sample(LOCAL, len(LOCAL)))
+                sys.stdout.write(json.dumps(kind_config(topology, given.name, free), indent=2))
+            case "names":
+                sys.stdout.write("\n".join(topology.names) + "\n")
+            case "secrets":
+                passwords = new_passwords()
+                sys.stdout.write(_list([secret(region, passwords) for region in topology.names]))
+            case "write":
+                write(topology, given.overlay, Images(*given.images), given.manifests, given.target)
+    except PghcError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

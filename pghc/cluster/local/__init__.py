@@ -1,0 +1,1 @@
+"""The embedded backend: real servers as child processes on loopback."""

@@ -1,0 +1,1 @@
+"""Faults: one at a time, and randomised ones from a seed."""

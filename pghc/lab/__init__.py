@@ -1,0 +1,1 @@
+"""What a notebook imports, by way of `pghc`."""

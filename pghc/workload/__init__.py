@@ -1,0 +1,1 @@
+"""Load on a cluster: clients, the processes that they run in, and what came of a run."""
