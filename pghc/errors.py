@@ -8,6 +8,7 @@
     │   └── NotRunning        there is no running cluster here
     ├── Unavailable           definite: no quorum or no primary, nothing was written
     ├── Conflict              definite: a different entry already stands in that place
+    │   └── WrongKind         definite: the chain is ordered by another kind of writer
     ├── Behind                a read: the server has not reached the position asked for in time
     └── Indefinite            a write that may or may not have happened
 
@@ -63,6 +64,10 @@ class Unavailable(PghcError):
 
 class Conflict(PghcError):
     """Definite: another entry already stands in the place that this one claims, or the writer was deposed."""
+
+
+class WrongKind(Conflict):
+    """Definite: this chain is ordered by another kind of writer; nothing was sent."""
 
 
 class Behind(PghcError):

@@ -23,33 +23,44 @@ create table pghc.request (
 -- Entries that arrived before one with a smaller number: they wait here for the gap to be filled.
 create table pghc.early (zk_id bigint primary key, position bigint not null);
 
--- How far this region has come: every log position up to "position" is settled here, and the chain holds every entry
--- up to "zk_id", whose hash is "hash". So it is also the contiguous watermark of readers. Its row is the region's one
--- lock: who changes the chain holds it.
+-- How far this region has come: every log position up to "position" is settled here, and the chain, which began at log
+-- position "chain", holds every entry up to "zk_id", whose hash is "hash". So it is also the contiguous watermark of
+-- readers. Its row is the region's one lock: who changes the chain holds it.
 create table pghc.cursor (
     single   boolean primary key default true check (single),
     position bigint not null,
     zk_id    bigint not null,
-    hash     text not null
+    hash     text not null,
+    chain    bigint not null
 ) with (fillfactor = 20);  -- rewritten with every entry: room for updates on the same page
-insert into pghc.cursor (position, zk_id, hash) values (0, 0, '');
+insert into pghc.cursor (position, zk_id, hash, chain) values (0, 0, '', 0);
 
--- Entry n, of log position p, is here: move the cursor over it and over those that waited for it. Entries arrive from two
--- or more regions, so n + 1 may come before n. Positions between two entries are void: whoever wrote the second had
--- settled them. The caller holds the cursor's row, whose content is c.
-create function pghc.advance(c pghc.cursor, n bigint, p bigint) returns void language plpgsql set search_path = '' as $$
+-- Go over the entries that came before their turn and whose turn it is now, keep the cursor, and tell those who wait.
+-- The caller holds the cursor's row, whose content is c.
+create function pghc.move(c pghc.cursor) returns void language plpgsql set search_path = '' as $$
+declare
+    p bigint;
+begin
+    loop
+        delete from pghc.early e where e.zk_id = c.zk_id + 1 returning e.position into p;
+        exit when not found;
+        c.zk_id := c.zk_id + 1; c.position := p;
+        select e.hash into c.hash from public.chain e where e.zk_id = c.zk_id;
+    end loop;
+    update pghc.cursor set position = c.position, zk_id = c.zk_id, hash = c.hash;
+    perform pg_notify('pghc', '');
+end $$;
+
+-- Entry n, of log position p and with hash h, is here. Entries arrive from two or more regions, so n + 1 may come before
+-- n. Positions between two entries are void: whoever wrote the second had settled them. The caller holds the cursor.
+create function pghc.advance(c pghc.cursor, n bigint, h text, p bigint) returns void
+language plpgsql set search_path = '' as $$
 begin
     if n > c.zk_id + 1 then
         insert into pghc.early values (n, p) on conflict do nothing;
     elsif n = c.zk_id + 1 then
-        loop
-            c.zk_id := c.zk_id + 1; c.position := p;
-            delete from pghc.early e where e.zk_id = c.zk_id + 1 returning e.position into p;
-            exit when not found;
-        end loop;
-        update pghc.cursor u set position = c.position, zk_id = c.zk_id, hash = e.hash
-        from public.chain e where e.zk_id = c.zk_id returning u.hash into c.hash;
-        perform pg_notify('pghc', format('%s %s %s', c.position, c.zk_id, c.hash));
+        c.zk_id := n; c.position := p; c.hash := h;
+        perform pghc.move(c);
     end if;
 end $$;
 
@@ -84,56 +95,73 @@ declare
     c pghc.cursor;
 begin
     select * into c from pghc.cursor for update;
-    perform pghc.advance(c, new.zk_id, new.position);
+    perform pghc.advance(c, new.zk_id, (select e.hash from public.chain e where e.zk_id = new.zk_id), new.position);
     return null;
 end $$;
 create trigger arrived after insert on pghc.request for each row execute function pghc.arrived();
 alter table pghc.request enable replica trigger arrived;
 
--- Insert one entry as it is; its log position is its number, counted from where this chain began. For writers that do
--- not read the log.
-create function pghc.insert(n bigint, node text, h text, request uuid) returns void
+-- Insert one entry as it is into the chain that began at log position "began"; false: that one has ended. The entry's
+-- log position is its number, counted from there. For writers that do not read the log.
+create function pghc.insert(n bigint, node text, h text, request uuid, began bigint) returns boolean
 language plpgsql set search_path = '' as $$
 declare
     c pghc.cursor;
-    p bigint;
 begin
     select * into c from pghc.cursor for update;
-    p := c.position - c.zk_id + n;
+    if c.chain <> began then
+        return false;
+    end if;
     insert into public.chain values (n, node, h);
-    insert into pghc.request (request_id, zk_id, position) values (request, n, p);
-    perform pghc.advance(c, n, p);
+    insert into pghc.request (request_id, zk_id, position) values (request, n, began + n);
+    perform pghc.advance(c, n, h, began + n);
+    return true;
 end $$;
 
--- Settle log position p, whose entry is (node, request): compare-and-set on the cursor.
---   p is next, request is new    insert the entry (n, node, h), move the cursor                 → that entry
---   p is next, request is known  p is void: move the cursor only                                → the first attempt's entry
---   p is settled already         somebody completed it for the writer, or it is void            → the request's entry
---   p is not next, or n is wrong the caller's view is stale: nothing happens                    → no row
-create function pghc.put(p bigint, node text, request uuid, n bigint, h text) returns setof public.chain
-language plpgsql set search_path = '' as $$
+-- Settle the log from where the cursor was, (began, p0, n0), to where these rows lead, (p, n, h): compare-and-set on
+-- the cursor. False: somebody else has moved it, and nothing happens. Rows that came early by replication are the same.
+create function pghc.apply(began bigint, p0 bigint, n0 bigint, p bigint, n bigint, h text,
+                           zk_ids bigint[], node_ids text[], hashes text[], requests uuid[], positions bigint[])
+returns boolean language plpgsql set search_path = '' as $$
 declare
     c pghc.cursor;
-    known bigint;
+    early bigint[];
 begin
     select * into c from pghc.cursor for update;
-    if p > c.position + 1 then
-        return;
+    if (c.chain, c.position, c.zk_id) <> (began, p0, n0) then
+        return false;
     end if;
-    select r.zk_id into known from pghc.request r where r.request_id = request;
-    if p = c.position + 1 then
-        if known is not null then
-            update pghc.cursor set position = p;
-            perform pg_notify('pghc', format('%s %s %s', p, c.zk_id, c.hash));
-        elsif n = c.zk_id + 1 then
-            insert into public.chain values (n, node, h);
-            insert into pghc.request (request_id, zk_id, position) values (request, n, p);
-            perform pghc.advance(c, n, p);
-            known := n;
-        end if;
+    with turn as (delete from pghc.early e where e.zk_id <= n returning e.zk_id)
+    select array_agg(turn.zk_id) into early from turn;
+    if early is not null and exists (
+        select from unnest(zk_ids, node_ids, hashes) u (zk_id, node_id, hash) join public.chain e using (zk_id)
+        where e.zk_id = any(early) and (e.node_id, e.hash) <> (u.node_id, u.hash)
+    ) then
+        raise unique_violation using message = 'another row than the log''s stands there';
     end if;
-    return query select e.* from public.chain e where e.zk_id = known;
+    insert into public.chain select u.* from unnest(zk_ids, node_ids, hashes) u (zk_id, node_id, hash)
+        where early is null or u.zk_id <> all(early);
+    insert into pghc.request (request_id, zk_id, position)
+        select u.* from unnest(requests, zk_ids, positions) u (request_id, zk_id, position)
+        where early is null or u.zk_id <> all(early);
+    c.position := p; c.zk_id := n; c.hash := h;
+    perform pghc.move(c);
+    return true;
 end $$;
+
+-- Begin the chain of log position p, empty; returns the place in the write-ahead log before which all is of older chains.
+-- Null: this region has that chain already, or a later one.
+create function pghc.begin(p bigint) returns pg_lsn language plpgsql set search_path = '' as $$
+begin
+    if (select c.chain from pghc.cursor c for update) >= p then
+        return null;
+    end if;
+    truncate public.chain, pghc.request, pghc.early;
+    update pghc.cursor set position = p, zk_id = 0, hash = '', chain = p;
+    perform pg_notify('pghc', '');
+    return pg_current_wal_insert_lsn();
+end $$;
+revoke execute on function pghc.begin from public;
 
 -- Every offending entry of those numbered above "anchor" (0: from the first) up to "until", by recomputation in the
 -- database. An entry without its predecessor offends. Frames of rows, which lag() does not look at, spare it the search

@@ -3,14 +3,18 @@
 An entry of the log is a sequential node; creating it is agreed on by a quorum, and its place among its siblings is its
 *log position*. Positions start at 1, have no gaps, and go on across sessions, servers and segments::
 
-    /pghc/log/s0000000001          {"base": 0}        a segment: positions base + 1, base + 2, ...
+    /pghc/log                                         {"first": 1}       the number of the oldest segment
+    /pghc/log/s0000000001                             {"base": 0}        a segment: positions base + 1, base + 2, ...
     /pghc/log/s0000000001/n-0000000000                position 1: {"node_id": ..., "requests": [...]}
+    /pghc/chains/00000000000000000017                 how the chain that began at position 17 is ordered
 
 ZooKeeper numbers the children of one parent with a signed 32-bit counter, so the log goes on under a new parent from
-time to time (`rotate`); old segments are deleted whole (`truncate`). Each creation is
-one transaction with a check that the parent's version is still 0, and rotation begins with a write to the parent: an
-order to the leader like any other, hence no creation slips in after its end was read. (To take away the right to create
-does not do: the leader checks rights against what is committed, not against what is under way.)
+time to time (`rotate`); old segments are deleted whole (`truncate`). Each creation is one transaction with a check that
+the parent's version is still 0, and rotation begins with a write to the parent: an order to the leader like any other,
+hence no creation slips in after its end was read. (To take away the right to create does not do: the leader checks
+rights against what is committed, not against what is under way.) A segment is begun in one transaction with a check
+that the one before it has ended and is still there, and the oldest is deleted in one transaction with the mark of which
+is the oldest now: who sleeps through a truncation can bring nothing back.
 
 When the session or the connection is lost while a node is created, it may or may not be there. `take` then creates
 again, under the same request id; whoever reads the log finds the id twice and treats the second position as void.
@@ -20,7 +24,7 @@ The recipe is that of sequential nodes (Hunt et al., "ZooKeeper: wait-free coord
 from __future__ import annotations
 
 import json
-import logging
+import re
 import socket
 import threading
 import time
@@ -28,48 +32,65 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import NamedTuple, Self
+from uuid import UUID
 
 from kazoo import exceptions as zk
-from kazoo.client import KazooClient
-from kazoo.handlers.threading import KazooTimeoutError
 from kazoo.interfaces import IAsyncResult
 from kazoo.protocol.states import KazooState
-from kazoo.retry import KazooRetry
-from kazoo.security import ACL, make_digest_acl
 
-from pghc.errors import ClusterError, Indefinite, Unavailable
-from pghc.topology import Credentials, View
+from pghc.chain import NODE_ID
+from pghc.errors import BadInput, ClusterError, Indefinite, Unavailable
+from pghc.topology import View
+from pghc.zookeeper import LOST, Client, connect
 
-LOG = "/pghc/log"
-APPLIED = "/pghc/applied"
-SESSION_SECONDS = 4.0
+LOG, APPLIED, CHAINS = "/pghc/log", "/pghc/applied", "/pghc/chains"
 
-#: A broken connection: what was asked may have happened.
-LOST = (
-    zk.ConnectionLoss,
-    zk.ConnectionClosedError,
-    zk.OperationTimeoutError,
-    zk.SessionExpiredError,
-    zk.SessionMovedError,
-    KazooTimeoutError,
-)
+#: Bytes that the servers of ZooKeeper may hold before nothing more is put into the log; their heap is made for it
+#: (`pghc.cluster.settings`): a server keeps a tree of all entries and the last ones once more, for followers that lag.
+LOG_BYTES = 24_000_000
 
-logging.getLogger("kazoo").setLevel(logging.CRITICAL)  # its warnings on every reconnection are our errors' job
+_REQUEST_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+
+def canonical(request_id: str) -> str:
+    """The request id as it stands in the log: a UUID in lower case with hyphens. Raises `BadInput` if it is none."""
+    try:
+        return str(UUID(request_id))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise BadInput(f"the request id {request_id!r} is no UUID, nothing was sent", "Take `uuid.uuid4()`.") from error
 
 
 class Entry(NamedTuple):
-    """An entry of the log: the node that accepts the rows, and the appends' request ids (canonical UUID text)."""
+    """An entry of the log: the node that accepts the rows, and the appends' request ids (canonical UUID text).
+
+    ``everywhere``: each region makes the rows itself, the mesh carries none. ``begins``: a new chain begins here.
+    """
 
     node_id: str
     requests: tuple[str, ...]
+    everywhere: bool = False
+    begins: bool = False
 
     def encode(self) -> bytes:
-        return json.dumps(self._asdict()).encode()
+        flags = {name: True for name in ("everywhere", "begins") if getattr(self, name)}
+        return json.dumps({"node_id": self.node_id, "requests": self.requests} | flags).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> Entry:
-        fields = json.loads(data)
-        return cls(fields["node_id"], tuple(fields["requests"]))
+        """What everybody makes of ``data``: `VOID`, an entry without any append, of what cannot be read."""
+        try:
+            fields = json.loads(data)
+            node_id, requests = fields["node_id"], fields["requests"]
+            if fields.get("begins") is True:
+                return BEGIN
+            if type(requests) is list and NODE_ID.fullmatch(node_id) and all(map(_REQUEST_ID.fullmatch, requests)):
+                return cls(node_id, tuple(requests), fields.get("everywhere") is True)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            pass
+        return VOID
+
+
+VOID, BEGIN = Entry("", ()), Entry("", (), begins=True)
 
 
 class Segment(NamedTuple):
@@ -87,89 +108,38 @@ class Segment(NamedTuple):
         return self.base + int(created[-10:]) + 1
 
 
-def connect(view: View, *, timeout: float = 10.0) -> KazooClient:
-    """A started client that prefers the region's own server; nodes that it creates are readable by our user alone.
-
-    Raises `Unavailable` when no server with a quorum answers within ``timeout`` seconds.
-    """
-    who = view.credentials
-    retry = {"max_tries": -1, "delay": 0.05, "backoff": 2, "max_delay": 0.5}
-    client = KazooClient(
-        hosts=view.zookeeper_hosts,
-        timeout=SESSION_SECONDS,
-        randomize_hosts=False,
-        auth_data=[("digest", f"{who.zookeeper_user}:{who.zookeeper_password}")],
-        default_acl=[_acl(who)],
-        connection_retry=KazooRetry(**retry),
-        command_retry=KazooRetry(max_tries=0),
-    )
-    try:
-        client.start(timeout=timeout)
-    except KazooTimeoutError as error:
-        client.stop()
-        client.close()
-        raise Unavailable(
-            f"{view.region}: no ZooKeeper server with a quorum answered within {timeout:g} s, nothing was written",
-            "A quorum is more than half of the servers: see `pghc status`",
-            node=view.topology.region(view.region).zookeeper,
-        ) from error
-    threading.Thread(target=_watch_over, args=(client,), name=f"zookeeper watchdog {view.region}", daemon=True).start()
-    return client
-
-
-def hang_up(client: KazooClient) -> None:
-    """Shut the client's TCP connection: what it has asked may be done, and is not answered. It connects anew."""
-    connection = getattr(getattr(client, "_connection", None), "_socket", None)
-    if connection:
-        with suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
-
-
-def _watch_over(client: KazooClient) -> None:
-    """Hang up when the oldest question has had no answer for a session's time.
-
-    kazoo pings, and so notices that its server is cut off, only while it has nothing to send: a client that keeps
-    asking would wait for ever. Answers come in order, so the oldest question tells.
-    """
-    oldest, since = None, time.monotonic()
-    while not client._stopped.wait(SESSION_SECONDS / 4):
-        pending = next(iter(client._pending.copy()), None)
-        if pending is None or pending is not oldest:
-            oldest, since = pending, time.monotonic()
-        elif time.monotonic() - since > SESSION_SECONDS:
-            hang_up(client)
-            oldest = None
-
-
 class Sequencer:
     """The log as one region sees it. Safe for many threads.
 
     ``timeout``: default limit of each call in seconds. Calls raise `Unavailable` (definite) when there was no quorum
-    for that long and nothing was sent, `Indefinite` when something was sent and no answer came.
+    for that long and nothing was sent, `Indefinite` when something was sent and no answer came, `ClusterError` when the
+    log is not there any more.
     """
 
     def __init__(self, view: View, *, timeout: float = 10.0, segment_size: int = 20_000) -> None:
         self.region, self.timeout, self.segment_size = view.region, timeout, segment_size
-        self._regions = view.topology.names
+        self._view, self._regions = view, view.topology.names
         self._segments: list[Segment] = []
         self._changed, self._connected = threading.Event(), threading.Event()
-        self.client = connect(view, timeout=timeout)
+        self._room, self._full = threading.Event(), ""
+        self._room.set()
+        deadline = time.monotonic() + timeout
+        self.client: Client = connect(view, timeout=timeout)
         self._connected.set()
         self.client.add_listener(self._on_state)
         try:
-            with self._guarded("open the log", timeout) as deadline:
-                for path in (LOG, APPLIED):
-                    self.client.ensure_path(path)
+            with self._guarded("open the log", _left(deadline)) as deadline:
+                for path in ("/pghc", APPLIED, CHAINS):
+                    self._create_if_missing(path, b"", deadline)
+                self._create_if_missing(LOG, _json(first=1), deadline)
                 if not self._load(deadline)._segments:
-                    self._begin(Segment(1, 0), deadline)
-                    self._load(deadline)
+                    self._begin_first(deadline)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        self.client.stop()
-        self.client.close()
+        self.client.end()
 
     def __enter__(self) -> Self:
         return self
@@ -183,34 +153,39 @@ class Sequencer:
         """Append ``entry`` to the log and return its position, larger than any that was given before the call.
 
         A lost reply is no concern of the caller: the entry is created again, and the log shows the request twice.
-        Raises `Unavailable` or `Indefinite`.
+        Raises `Unavailable` when nothing of it can be in the log, `Indefinite` otherwise.
         """
-        data, sent = entry.encode(), False
+        data, lost = entry.encode(), False
         deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
-        while True:
-            segment = self._segments[-1]
-            try:
-                self.await_quorum("append to the log", _left(deadline))
-                sent = True
-                results = self._create(segment, data).get(timeout=_left(deadline))
-            except (Unavailable, *LOST) as error:
-                if not sent:
-                    raise
-                if time.monotonic() >= deadline or isinstance(error, Unavailable):
-                    raise Indefinite(
-                        f"{self.region}: append to the log: no answer in time; it may have happened",
-                        "Retry with the same request id: it happens once, however often it is tried",
-                        node=f"{self.region}-zookeeper",
-                    ) from error
-            else:
+        try:
+            while True:
+                self.await_room("append to the log", _left(deadline))
+                segment = self._segments[-1]
+                try:
+                    results = self._create(segment, data).get(timeout=_left(deadline))
+                except LOST:
+                    lost = True
+                    if time.monotonic() >= deadline:
+                        raise
+                    continue
                 position = position_of(segment, results)
-                if position is None:  # this segment has ended: certainly not created
+                if position is None:  # this segment has ended: not created
+                    if time.monotonic() >= deadline:
+                        raise self._unavailable("append to the log")
                     self.next_segment(segment, _left(deadline))
                     continue
                 if position - segment.base >= self.segment_size:
                     with suppress(Unavailable):  # the next one will try: this entry is in the log
                         self.rotate(segment, _left(deadline))
                 return position
+        except (Unavailable, ClusterError, *LOST) as error:
+            if not lost:
+                raise
+            raise Indefinite(
+                f"{self.region}: append to the log: no answer in time; it may have happened",
+                "Retry with the same request id: it happens once, however often it is tried",
+                node=f"{self.region}-zookeeper",
+            ) from error
 
     def take_async(self, entry: Entry) -> tuple[Segment, IAsyncResult]:
         """Begin to append ``entry`` in the current segment; for callers that keep many entries on their way.
@@ -256,24 +231,38 @@ class Sequencer:
         end = time.monotonic() + timeout
         while (left := end - time.monotonic()) > 0:
             self._changed.clear()
-            with self._guarded("watch the log", None) as deadline:
-                segment = self._segment_of(position + 1)
-                try:
-                    last = self._end(segment, deadline)
-                except zk.NoNodeError:  # all regions had all of it, so it was truncated: the next one is there
-                    if self._load(deadline)._segment_of(position + 1) == segment:
-                        raise self._unavailable("watch the log") from None
-                    continue
-                if last > position:
-                    return last
-                entry = self.client.exists_async(segment.node(position + 1), watch=self._wake)
-                following = self.client.exists_async(Segment(segment.number + 1, 0).path, watch=self._wake)
-                if entry.get(timeout=_left(deadline)):
-                    return position + 1
-                if following.get(timeout=_left(deadline)) and self._load(deadline)._segment_of(position + 1) != segment:
-                    continue
-            self._changed.wait(left)
+            try:
+                last = self._look_beyond(position, left)
+            except Unavailable:
+                if time.monotonic() < end:
+                    raise
+                return position
+            if last > position:
+                return last
+            if last == position:
+                self._changed.wait(end - time.monotonic())
         return position
+
+    def _look_beyond(self, position: int, timeout: float) -> int:
+        """The last position in the segment of the next one; ``position`` if there is none; less: look again."""
+        with self._guarded("watch the log", timeout) as deadline:
+            segment = self._segment_of(position + 1)
+            try:
+                last = self._end(segment, deadline)
+            except zk.NoNodeError:  # all regions had all of it, so it was truncated: the next one is there
+                if self._load(deadline)._segment_of(position + 1) == segment:
+                    raise self._unavailable("watch the log") from None
+                return position - 1
+            if last > position:
+                return last
+            entry = self.client.exists_async(segment.node(position + 1), watch=self._wake)
+            following = self.client.exists_async(Segment(segment.number + 1, 0).path, watch=self._wake)
+            if entry.get(timeout=_left(deadline)):
+                return position + 1
+            gone_on = following.get(timeout=_left(deadline))
+            if gone_on and self._load(deadline)._segment_of(position + 1) != segment:
+                return position - 1
+            return position
 
     def tip(self, timeout: float | None = None) -> int:
         """The last position given so far; linearizable, as it begins with a `sync`."""
@@ -293,6 +282,20 @@ class Sequencer:
             stats = {position: answer.get(timeout=_left(deadline)) for position, answer in asked.items()}
         return {position: int(stat.ctime) for position, stat in stats.items() if stat}
 
+    # How a chain is ordered
+
+    def begin_chain(self, timeout: float | None = None) -> int:
+        """Begin a new chain, for everybody, at the position that is returned: what comes before belongs to older ones.
+
+        Raises `Unavailable`, `Indefinite`.
+        """
+        return self.take(BEGIN, timeout)
+
+    def ordering(self, chain: int, proposed: str, timeout: float | None = None) -> str:
+        """How the chain that began at position ``chain`` is ordered: ``proposed``, if nobody has proposed before."""
+        with self._guarded("learn how the chain is ordered", timeout) as deadline:
+            return ordering(self.client, chain, proposed, _left(deadline))
+
     # Segments
 
     def rotate(self, segment: Segment | None = None, timeout: float | None = None) -> Segment:
@@ -302,13 +305,15 @@ class Sequencer:
         """
         with self._guarded("rotate the log", timeout) as deadline:
             segment = segment or self._load(deadline)._segments[-1]
-            try:
-                ended = json.dumps({"base": segment.base, "ended": True}).encode()
-                with suppress(zk.BadVersionError):  # it is ended already
-                    self.client.set_async(segment.path, ended, 0).get(timeout=_left(deadline))
-                self._begin(Segment(segment.number + 1, self._end(segment, deadline)), deadline)
-            except zk.NoNodeError:
-                pass  # truncated already: so the next was begun long ago
+            ended = _json(base=segment.base, ended=True)
+            with suppress(zk.BadVersionError, zk.NoNodeError):  # it has ended already, or has been truncated since
+                self.client.set_async(segment.path, ended, 0).get(timeout=_left(deadline))
+            with suppress(zk.NoNodeError):
+                following = Segment(segment.number + 1, self._end(segment, deadline))
+                begin = self.client.transaction()
+                begin.check(segment.path, 1)  # it has ended, and has not been truncated meanwhile
+                begin.create(following.path, _json(base=following.base))
+                begin.commit_async().get(timeout=_left(deadline))
             return self._load(deadline)._segments[-1]
 
     def next_segment(self, ended: Segment, timeout: float | None = None) -> None:
@@ -317,8 +322,8 @@ class Sequencer:
             if self._load(deadline)._segments[-1].number <= ended.number:
                 self.rotate(ended, _left(deadline))
 
-    def applied(self, position: int, timeout: float | None = None) -> int:
-        """Report that this region has settled all up to ``position``; returns what all regions have settled.
+    def report(self, position: int, timeout: float | None = None) -> dict[str, int]:
+        """Report that this region has settled all up to ``position``; returns what each region has reported.
 
         A region that has reported nothing yet counts as 0.
         """
@@ -327,23 +332,19 @@ class Sequencer:
             try:
                 self.client.set_async(path, data).get(timeout=_left(deadline))
             except zk.NoNodeError:
-                with _may_exist():
-                    self.client.create_async(path, data).get(timeout=_left(deadline))
-            lowest = position
+                self._create_if_missing(path, data, deadline)
+            reports = dict.fromkeys(self._regions, 0)
             for region in self._regions:
-                try:
-                    reported, _ = self.client.get_async(f"{APPLIED}/{region}").get(timeout=_left(deadline))
-                except zk.NoNodeError:
-                    return 0
-                lowest = min(lowest, int(reported))
-            return lowest
+                with suppress(zk.NoNodeError):
+                    answer = self.client.get_async(f"{APPLIED}/{region}").get(timeout=_left(deadline))
+                    reports[region] = int(answer[0])
+            return reports
 
     def truncate(self, below: int, timeout: float | None = None) -> int:
         """Delete the ended segments that hold no position above ``below``; returns how many were deleted."""
         deleted = 0
         with self._guarded("truncate the log", timeout) as deadline:
-            segments = self._load(deadline)._segments
-            for segment, following in pairwise(segments):
+            for segment, following in pairwise(self._load(deadline)._segments):
                 if following.base > below:
                     break
                 try:
@@ -355,24 +356,84 @@ class Sequencer:
                     for name in names[start : start + 500]:
                         transaction.delete(f"{segment.path}/{name}")
                     transaction.commit_async().get(timeout=_left(deadline))
-                try:
-                    self.client.delete_async(segment.path).get(timeout=_left(deadline))
-                except (zk.NotEmptyError, zk.NoNodeError):
+                last = self.client.transaction()
+                last.set_data(LOG, _json(first=following.number))
+                last.delete(segment.path)
+                if isinstance(last.commit_async().get(timeout=_left(deadline))[-1], Exception):
                     break  # another region is at the same task
                 deleted += 1
         return deleted
 
-    def _begin(self, segment: Segment, deadline: float) -> None:
-        data = json.dumps({"base": segment.base}).encode()
-        with _may_exist():
-            self.client.create_async(segment.path, data).get(timeout=_left(deadline))
+    # Room
+
+    def size(self, timeout: float = 1.0) -> int | None:
+        """About how many bytes this region's ZooKeeper server holds; None: it does not say."""
+        at = self._view.addresses[self._view.topology.region(self.region).zookeeper]
+        said = b""
+        with suppress(OSError), socket.create_connection((at.host, at.port), timeout) as connection:
+            connection.sendall(b"mntr")
+            while piece := connection.recv(65_536):
+                said += piece
+        found = re.search(rb"zk_approximate_data_size\t(\d+)", said)
+        return int(found[1]) if found else None
+
+    def allow(self, room: bool, why_not: str = "") -> None:
+        """Let entries into the log, or none for now. ``why_not`` names the region that holds it up."""
+        self._full = "" if room else why_not
+        (self._room.set if room else self._room.clear)()
+
+    def await_room(self, what: str, timeout: float) -> None:
+        """Wait for a quorum, and for room in the log. Raises `Unavailable`: ``what`` was to be done, and was not."""
+        deadline = time.monotonic() + timeout
+        self.await_quorum(what, timeout)
+        if not self._room.wait(_left(deadline)):
+            raise Unavailable(
+                f"{self.region}: {what}: the log is full, nothing was written: {self._full}",
+                "Bring that region back (`pghc status`, `pghc up`), or send more slowly",
+                node=f"{self.region}-zookeeper",
+            )
+
+    # Is it the log of these databases?
+
+    def check(self, node: str, position: int, timeout: float | None = None) -> None:
+        """Raise `ClusterError` unless the log goes on where ``node`` is: at ``position``."""
+        tip = self.tip(timeout)
+        if position > tip:
+            raise ClusterError(
+                f"{node}: has settled log position {position}, but the log ends at {tip}: "
+                "ZooKeeper's data has been emptied or is older than the database's",
+                "Bring ZooKeeper's own data back; or keep the rows elsewhere and begin anew: `pghc down --purge`",
+                node=node,
+            )
+        if position < (first := self._segments[0].base):
+            raise ClusterError(
+                f"{node}: has settled log position {position}, but the log begins after {first}: "
+                "the database's data is older than what all regions had reported",
+                "Bring the primary's own data back; or keep the rows elsewhere and begin anew: `pghc down --purge`",
+                node=node,
+            )
+
+    def _begin_first(self, deadline: float) -> None:
+        begin = self.client.transaction()
+        begin.check(LOG, 0)  # nothing has ever been truncated
+        begin.create(Segment(1, 0).path, _json(base=0))
+        begin.commit_async().get(timeout=_left(deadline))
+        if not self._load(deadline)._segments:
+            raise self._gone()
+
+    def _create_if_missing(self, path: str, data: bytes, deadline: float) -> None:
+        with suppress(zk.NodeExistsError):
+            self.client.create_async(path, data).get(timeout=_left(deadline))
 
     def _load(self, deadline: float) -> Self:
         """Learn which segments there are, from this region's server."""
-        numbers = sorted(int(name[1:]) for name in self.client.get_children_async(LOG).get(timeout=_left(deadline)))
+        try:
+            names = self.client.get_children_async(LOG).get(timeout=_left(deadline))
+        except zk.NoNodeError:
+            raise self._gone() from None
         known = {segment.number: segment for segment in self._segments}
         segments = []
-        for number in numbers:
+        for number in sorted(int(name[1:]) for name in names):
             if number not in known:
                 try:
                     data, _ = self.client.get_async(Segment(number, 0).path).get(timeout=_left(deadline))
@@ -382,6 +443,13 @@ class Sequencer:
             segments.append(known[number])
         self._segments = segments or self._segments
         return self
+
+    def _gone(self) -> ClusterError:
+        return ClusterError(
+            f"{self.region}: the log is not in ZooKeeper any more: its data has been emptied",
+            "Bring ZooKeeper's own data back; or keep the rows elsewhere and begin anew: `pghc down --purge`",
+            node=f"{self.region}-zookeeper",
+        )
 
     def _segment_of(self, position: int) -> Segment:
         for segment in reversed(self._segments):
@@ -403,13 +471,19 @@ class Sequencer:
 
     @contextmanager
     def _guarded(self, what: str, timeout: float | None) -> Iterator[float]:
-        """Run reads and idempotent changes before a deadline, with kazoo's errors turned into `Unavailable`."""
+        """Run reads and idempotent changes before a deadline, with kazoo's errors turned into ours."""
         deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
         self.await_quorum(what, _left(deadline))
         try:
             yield deadline
         except LOST as error:
             raise self._unavailable(what) from error
+        except zk.KazooException as error:
+            raise ClusterError(
+                f"{self.region}: {what}: ZooKeeper refused: {type(error).__name__}",
+                "Is its data that of this cluster? See `pghc status`",
+                node=f"{self.region}-zookeeper",
+            ) from error
 
     def await_quorum(self, what: str, timeout: float) -> None:
         """Wait for a server with a quorum. Raises `Unavailable`, which names ``what`` was to be done."""
@@ -434,66 +508,15 @@ class Sequencer:
         self._changed.set()
 
 
-class Mutex:
-    """A lock that one client in all regions holds at a time (kazoo's), and the number that was last claimed under it.
-
-    A holder whose session ends loses the lock without noticing; `claim` notices.
-    """
-
-    def __init__(self, view: View, name: str, *, timeout: float = 10.0) -> None:
-        self.region = view.region
-        self._path = f"/pghc/mutex/{name}"
-        self._number = f"{self._path}-number"
-        self.client = connect(view, timeout=timeout)
-        self.client.ensure_path(self._path)
-        with _may_exist():
-            self.client.create(self._number, b"0")
-
-    def close(self) -> None:
-        self.client.stop()
-        self.client.close()
-
-    @contextmanager
-    def hold(self, timeout: float) -> Iterator[None]:
-        """Hold the lock. Raises `Unavailable` when it was not had within ``timeout`` seconds."""
-        lock = self.client.Lock(self._path, self.region)
-        try:
-            lock.acquire(timeout=timeout)
-        except (zk.LockTimeout, *LOST) as error:
-            raise Unavailable(
-                f"{self.region}: the lock was not had within {timeout:g} s, nothing was written",
-                "Its holder may have died: its session ends by itself. Try again",
-            ) from error
-        try:
-            yield
-        finally:
-            with suppress(*LOST):  # the session's end releases it
-                lock.release()
-
-    def read(self) -> tuple[int, int]:
-        """The number that was last claimed, and the version to claim the next with; only the lock's holder may ask.
-
-        No `sync` is needed: our server has seen the lock's last holder leave, and so what it had claimed before.
-        """
-        try:
-            data, stat = self.client.get(self._number)
-        except LOST as error:
-            raise Unavailable(f"{self.region}: read the last number: connection lost, nothing was written") from error
-        return int(data), stat.version
-
-    def claim(self, number: int, version: int) -> bool:
-        """Claim ``number`` by compare-and-set; False when somebody else claimed since `read`. Raises `Indefinite`."""
-        try:
-            self.client.set(self._number, str(number).encode(), version)
-        except zk.BadVersionError:
-            return False
-        except LOST as error:
-            raise Indefinite(f"{self.region}: claim number {number}: no answer; it may have been claimed") from error
-        return True
-
-
-def _left(deadline: float) -> float:
-    return max(deadline - time.monotonic(), 0.001)
+def ordering(client: Client, chain: int, proposed: str, timeout: float) -> str:
+    """`Sequencer.ordering` for who has a client and no log. Raises kazoo's errors."""
+    deadline = time.monotonic() + timeout
+    path = f"{CHAINS}/{chain:020d}"
+    with suppress(zk.NodeExistsError):
+        client.create_async(path, proposed.encode(), makepath=True).get(timeout=_left(deadline))
+        return proposed
+    decided: bytes = client.get_async(path).get(timeout=_left(deadline))[0]
+    return decided.decode()
 
 
 def position_of(segment: Segment, results: Sequence[object]) -> int | None:
@@ -502,11 +525,9 @@ def position_of(segment: Segment, results: Sequence[object]) -> int | None:
     return segment.position(created) if isinstance(created, str) else None
 
 
-def _acl(who: Credentials) -> ACL:
-    return make_digest_acl(who.zookeeper_user, who.zookeeper_password, all=True)
+def _left(deadline: float) -> float:
+    return max(deadline - time.monotonic(), 0.001)
 
 
-@contextmanager
-def _may_exist() -> Iterator[None]:
-    with suppress(zk.NodeExistsError):
-        yield
+def _json(**fields: object) -> bytes:
+    return json.dumps(fields).encode()

@@ -26,21 +26,34 @@ from pghc.topology import View
 
 CHANNEL = "pghc"
 APPLIER = "pghc applier"  # the application_name of the session that applies the log
+_CURSOR = "select position, zk_id, hash, chain from pghc.cursor"
 
 
 logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)  # what it could not do, our errors say
 
 
 class Cursor(NamedTuple):
-    """How far a region has come: log position, and number and hash of the last entry there. All below is there too."""
+    """How far a region has come: log position, and number and hash of the last entry there. All below is there too.
+
+    ``chain``: the log position at which this chain began.
+    """
 
     position: int = 0
     zk_id: int = 0
     hash: str = ROOT
+    chain: int = 0
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """What only grows in a region: a new chain begins at a position above those of the one before."""
+        return self.chain, self.position
 
 
 class BoundedConnection(psycopg.Connection[TupleRow]):
-    """A connection whose every wait ends after ``seconds``; psycopg's own have no end while a server is paused."""
+    """A connection whose every wait ends after ``seconds``; psycopg's own have no end while a server is paused.
+
+    psycopg tells the end of such a wait by an exception without a public name, so this is the one place that knows it.
+    """
 
     seconds = 10.0
 
@@ -66,7 +79,6 @@ class Reader:
         self.view, self.node, self.timeout = view, node, timeout
         self._pool = ConnectionPool(
             connection_class=BoundedConnection,
-            configure=lambda connection: setattr(connection, "seconds", timeout),
             check=_not_closed,
             kwargs={**view.conninfo(node, admin=admin), "autocommit": True, "connect_timeout": max(2, round(timeout))},
             min_size=0,
@@ -87,17 +99,21 @@ class Reader:
         self.close()
 
     @contextmanager
-    def connection(self, what: str, *, writes: bool = False) -> Iterator[psycopg.Connection[TupleRow]]:
+    def connection(
+        self, what: str, *, writes: bool = False, timeout: float | None = None
+    ) -> Iterator[BoundedConnection]:
         """A connection for ``what``, with psycopg's errors turned into ours, which say whether a write happened."""
+        deadline = time.monotonic() + (self.timeout if timeout is None else max(timeout, 0.001))
         try:
-            connection = self._pool.getconn()
+            connection = self._pool.getconn(deadline - time.monotonic())
         except (PoolTimeout, PoolClosed) as error:
             raise Unavailable(
-                f"{self.node}: {what}: no connection within {self.timeout:g} s, nothing was done",
+                f"{self.node}: {what}: no connection in time, nothing was done",
                 "Is the server up? See `pghc status`",
                 node=self.node,
             ) from error
         try:
+            connection.seconds = max(deadline - time.monotonic(), 0.001)
             yield connection
         except (pg.UniqueViolation, pg.CheckViolation) as error:
             raise Conflict(f"{self.node}: {what}: refused, {_message(error)}", node=self.node) from error
@@ -116,18 +132,21 @@ class Reader:
         finally:
             self._pool.putconn(connection)
 
-    def rows(self, query: str, *parameters: Any, what: str = "query") -> list[TupleRow]:
+    def rows(
+        self, query: str, *parameters: Any, what: str = "query", timeout: float | None = None
+    ) -> list[TupleRow]:
         """The rows of one read-only statement."""
-        with self.connection(what) as connection:
+        with self.connection(what, timeout=timeout) as connection:
             return connection.execute(query.encode(), parameters).fetchall()
 
-    def cursor(self) -> Cursor:
+    def cursor(self, timeout: float | None = None) -> Cursor:
         """How far this server has come. On a replica: as far as it has replayed the log of its primary."""
-        return Cursor(*self.rows("select position, zk_id, hash from pghc.cursor", what="read the cursor")[0])
+        return Cursor(*self.rows(_CURSOR, what="read the cursor", timeout=timeout)[0])
 
-    def last(self) -> Row | None:
+    def last(self, timeout: float | None = None) -> Row | None:
         """The entry with the greatest number that this server has, with or without those before it."""
-        rows = self.rows("select * from public.chain order by zk_id desc limit 1", what="read the last entry")
+        query = "select * from public.chain order by zk_id desc limit 1"
+        rows = self.rows(query, what="read the last entry", timeout=timeout)
         return Row(*rows[0]) if rows else None
 
     def entry(self, request_id: str) -> Row | None:
@@ -233,35 +252,61 @@ class Store(Reader):
         self._progress.close()
         super().close()
 
-    def insert(self, row: Row, request_id: str) -> None:
-        """Insert ``row`` as it is. Raises `Conflict` when its place is taken, `Unavailable`, or `Indefinite`."""
-        with self.connection(f"insert entry {row.zk_id}", writes=True) as connection:
-            connection.execute("select pghc.insert(%s, %s, %s, %s)", (*row, request_id))
+    def insert(self, row: Row, request_id: str, chain: int, timeout: float | None = None) -> None:
+        """Insert ``row`` as it is into the chain that began at log position ``chain``.
 
-    def put(self, position: int, node_id: str, request_id: str, row: Row) -> Row | None:
-        """Settle log position ``position`` by compare-and-set on the cursor; at most once, whoever else does it too.
-
-        Returns the request's entry: ``row``, or the one that an earlier attempt became (then ``position`` is void).
-        None: nothing happened, because ``position`` is not next here or does not lead to ``row``.
+        Raises `Conflict` when its place is taken or that chain has ended, `Unavailable`, or `Indefinite`.
         """
-        with self.connection(f"put entry {row.zk_id}", writes=True) as connection:
-            query = "select * from pghc.put(%s, %s, %s, %s, %s)"
-            found = connection.execute(query, (position, node_id, request_id, row.zk_id, row.hash)).fetchone()
-        return Row(*found) if found else None
+        what = f"insert entry {row.zk_id}"
+        with self.connection(what, writes=True, timeout=timeout) as connection:
+            query = "select pghc.insert(%s, %s, %s, %s, %s)"
+            inserted = connection.execute(query, (*row, request_id, chain)).fetchone()
+        if inserted != (True,):
+            raise Conflict(
+                f"{self.node}: {what}: the chain that this writer knows has ended, nothing was written",
+                "Append again: it will be to the new chain",
+                node=self.node,
+            )
 
-    def known(self, request_ids: Sequence[str]) -> dict[str, Row]:
-        """Those of ``request_ids`` that became entries here already, with their entries."""
-        query = """select r.request_id::text, e.* from pghc.request r join public.chain e using (zk_id)
-                   where r.request_id = any(%s::uuid[])"""
-        return {row[0]: Row(*row[1:]) for row in self.rows(query, list(request_ids), what="look up requests")}
+    def known(self, requests: Sequence[str], timeout: float | None = None) -> tuple[Cursor, dict[str, Row]]:
+        """The cursor, and those of ``requests`` that are settled up to there, with their entries. In one snapshot."""
+        query = """select c.position, c.zk_id, c.hash, c.chain, r.request_id::text, e.* from pghc.cursor c
+                   left join (pghc.request r join public.chain e using (zk_id))
+                   on r.request_id = any(%s::uuid[]) and r.zk_id <= c.zk_id"""
+        found = self.rows(query, list(requests), what="look up requests", timeout=timeout)
+        return Cursor(*found[0][:4]), {row[4]: Row(*row[5:]) for row in found if row[4]}
 
-    def wait_for(self, position: int, patience: float) -> Cursor:
+    def apply(
+        self,
+        old: Cursor,
+        new: Cursor,
+        rows: Sequence[Row],
+        requests: Sequence[tuple[str, int, int]],
+        timeout: float | None = None,
+    ) -> bool:
+        """Move the cursor from ``old`` to ``new`` and add ``rows``, in one transaction.
+
+        ``requests``: (request_id, zk_id, position) of each row. False: the cursor is no longer at ``old``, nothing
+        happened. Rows that came early by replication are taken as they are. Raises `Conflict` when a row or a request
+        stands otherwise already (nothing happened), `Unavailable`, or `Indefinite` when the answer was lost.
+        """
+        what = f"apply log positions {old.position + 1} to {new.position}"
+        zk_ids, node_ids, hashes = zip(*rows, strict=True) if rows else ((), (), ())
+        ids, _, positions = zip(*requests, strict=True) if requests else ((), (), ())
+        with self.connection(what, writes=True, timeout=timeout) as connection:
+            query = """select pghc.apply(%s, %s, %s, %s, %s, %s,
+                                         %s::bigint[], %s::text[], %s::text[], %s::uuid[], %s::bigint[])"""
+            columns = [list(column) for column in (zk_ids, node_ids, hashes, ids, positions)]
+            applied = connection.execute(query, (old.chain, old.position, old.zk_id, *new[:3], *columns)).fetchone()
+        return applied == (True,)
+
+    def wait_for(self, position: int, timeout: float) -> Cursor:
         """Wait until every log position up to ``position`` is settled in this region; woken by NOTIFY, no polling.
 
-        Returns the cursor, which may be farther. When it does not move at all for ``patience`` seconds, returns it as
-        it is: the caller compares.
+        Returns the cursor, which may be farther, or in a later chain. After ``timeout`` seconds, returns it as it is:
+        the caller compares.
         """
-        return self._progress.wait_for(position, patience)
+        return self._progress.wait_for(position, timeout)
 
     def applier(self) -> Applier:
         """The right to apply the log in this region. Raises `Conflict` while another session has it."""
@@ -305,21 +350,33 @@ class Applier:
         try:
             with connection.transaction(), connection.cursor() as cursor:
                 cursor.execute(
-                    "update pghc.cursor set position = %s, zk_id = %s, hash = %s where position = %s and hash = %s",
-                    (*new, old.position, old.hash),
+                    "update pghc.cursor set position = %s, zk_id = %s, hash = %s "
+                    "where position = %s and zk_id = %s and chain = %s",
+                    (*new[:3], old.position, old.zk_id, old.chain),
                 )
                 if cursor.rowcount != 1:
                     return False
+                early = self._early(cursor, new.zk_id, rows)
                 with cursor.copy("copy public.chain from stdin") as copy:
-                    copy.write("".join([f"{n}\t{node}\t{h}\n" for n, node, h in rows]))
+                    copy.write("".join([f"{n}\t{node}\t{h}\n" for n, node, h in rows if n not in early]))
                 with cursor.copy("copy pghc.request (request_id, zk_id, position) from stdin") as copy:
-                    copy.write("".join([f"{request}\t{n}\t{position}\n" for request, n, position in requests]))
-                cursor.execute("select pg_notify('pghc', %s)", (f"{new.position} {new.zk_id} {new.hash}",))
+                    copy.write("".join([f"{request}\t{n}\t{at}\n" for request, n, at in requests if n not in early]))
+                cursor.execute("select pg_notify('pghc', '')")
         except pg.UniqueViolation as error:
             raise Conflict(f"{self._node}: {what}: {_message(error)}", node=self._node) from error
         except psycopg.Error as error:
             raise Indefinite(f"{self._node}: {what}: {_message(error)}", node=self._node) from error
         return True
+
+    def _early(self, cursor: psycopg.Cursor[TupleRow], upto: int, rows: Sequence[Row]) -> set[int]:
+        """The numbers up to ``upto`` whose rows came by replication before their turn: their turn is now."""
+        cursor.execute("delete from pghc.early where zk_id <= %s returning zk_id", (upto,))
+        early = {zk_id for (zk_id,) in cursor.fetchall()}
+        if early:
+            cursor.execute("select * from public.chain where zk_id = any(%s)", (list(early),))
+            if others := {Row(*row) for row in cursor.fetchall()} - set(rows):
+                raise pg.UniqueViolation(f"another row than the log's stands there: {min(others)}")
+        return early
 
 
 def depose(store: Store) -> None:
@@ -334,7 +391,7 @@ class Progress:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._cursor = Cursor()
+        self._cursor: Cursor | None = None  # not known yet
         self._moved = threading.Condition()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -349,9 +406,12 @@ class Progress:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=f"listen {self._store.node}", daemon=True)
                 self._thread.start()
-            while self._cursor.position < position:
-                if not self._moved.wait(timeout):
-                    break
+            deadline = time.monotonic() + timeout
+            self._moved.wait_for(lambda: self._cursor, timeout)
+            if self._cursor is None:
+                return Cursor()
+            end = self._cursor.chain, position
+            self._moved.wait_for(lambda: self._cursor and self._cursor.place >= end, deadline - time.monotonic())
             return self._cursor
 
     def _run(self) -> None:
@@ -365,17 +425,17 @@ class Progress:
         arguments: dict[str, Any] = self._store.view.conninfo(self._store.node)
         with BoundedConnection.connect(**arguments, autocommit=True) as connection:
             connection.execute(sql.SQL("listen {}").format(sql.Identifier(CHANNEL)))
-            current = connection.execute("select position, zk_id, hash from pghc.cursor").fetchone()
-            self._set(Cursor(*current or ()))
             while not self._stop.is_set():
-                for notice in connection.notifies(timeout=0.5):
-                    # position, zk_id, hash; the hash of an empty chain is the empty string
-                    position, zk_id, digest = notice.payload.split(" ")
-                    self._set(Cursor(int(position), int(zk_id), digest))
+                # A notification says no more than that the cursor has moved: anybody may notify
+                current = connection.execute(_CURSOR).fetchone()
+                self._set(Cursor(*current or ()))
+                while not self._stop.is_set():
+                    if list(connection.notifies(timeout=0.5, stop_after=1)):
+                        break
 
     def _set(self, cursor: Cursor) -> None:
         with self._moved:
-            if cursor.position > self._cursor.position:
+            if self._cursor is None or cursor.place > self._cursor.place:
                 self._cursor = cursor
                 self._moved.notify_all()
 

@@ -26,6 +26,7 @@ def reset(views: Sequence[View], position: int, *, timeout: float = 20.0) -> Non
         view.region: Reader(view, view.topology.region(view.region).primary, admin=True, timeout=timeout)
         for view in views
     }
+    ends: dict[str, str | None] = {}
     try:
         for store in primaries.values():
             _each_subscription(store, "disable")
@@ -36,13 +37,10 @@ def reset(views: Sequence[View], position: int, *, timeout: float = 20.0) -> Non
                 time.sleep(0.02)  # a worker's end is not notified
             with store.connection("empty the chain", writes=True) as connection, connection.transaction():
                 connection.execute("set local synchronous_commit = local")  # nobody replicates now who could confirm
-                connection.execute("truncate public.chain, pghc.request, pghc.early")
-                connection.execute("update pghc.cursor set position = %s, zk_id = 0, hash = ''", (position,))
-                connection.execute("select pg_notify('pghc', %s)", (f"{position} 0 ",))
-        ends = {
-            region: store.rows("select pg_current_wal_lsn()::text", what="read the log's end")[0][0]
-            for region, store in primaries.items()
-        }
+                began = connection.execute("select pghc.begin(%s)::text", (position,)).fetchone()
+                ends[store.view.region] = began[0] if began else None
+        if not all(ends.values()):
+            raise ClusterError(f"the chain of log position {position} has been followed by another meanwhile")
         for store in primaries.values():
             for oid, name in _subscriptions(store):
                 end = ends[publisher(name)]

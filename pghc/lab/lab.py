@@ -24,7 +24,6 @@ from IPython.core.getipython import get_ipython
 from IPython.display import Pretty, display
 from kazoo.client import KazooClient
 
-from pghc import sequencer
 from pghc.chain import Row
 from pghc.cluster import Backend, CanPartition, default_directory, open_backend
 from pghc.cluster.local.embedded import Embedded
@@ -41,6 +40,7 @@ from pghc.workload import chains, runs
 from pghc.workload.latency import round_trips
 from pghc.workload.runs import Run
 from pghc.writers import open_writer
+from pghc.zookeeper import connect
 
 
 class Lab:
@@ -152,12 +152,11 @@ class Lab:
     @contextmanager
     def zookeeper(self, region: str) -> Iterator[KazooClient]:
         """A client of ZooKeeper in that region."""
-        client = sequencer.connect(self.view(region))
+        client = connect(self.view(region))
         try:
             yield client
         finally:
-            client.stop()
-            client.close()
+            client.end()
 
     # Writing
 

@@ -29,7 +29,6 @@ from pghc.chain import Row, extend, link
 from pghc.cluster import Backend
 from pghc.cluster.mesh import subscription
 from pghc.errors import ClusterError, Indefinite, PghcError
-from pghc.sequencer import connect
 from pghc.store import Reader, Store
 from pghc.topology import View
 from pghc.verify import history
@@ -38,6 +37,7 @@ from pghc.verify.history import Event, Read, Recorder
 from pghc.workload.chains import begin_chain, settle
 from pghc.workload.clients import Job, RegionClients
 from pghc.writers import Base, Writer, open_writer
+from pghc.zookeeper import connect
 
 P = ParamSpec("P")
 
@@ -343,7 +343,7 @@ class SequencedWriter(Base):
         self.store = Store(view)
         self.client = connect(view)
         self.node_id = self.store.node
-        self.base = self.store.cursor().position
+        self.base = self.store.cursor().chain
         self.errors = errors
         self.sequencer = make(self.client, folder)
 
@@ -365,13 +365,12 @@ class SequencedWriter(Base):
         if before.zk_id < number - 1:
             raise Indefinite(f"{self.node_id}: entry {number - 1} has not arrived; number {number} is taken")
         row = Row(number, self.node_id, link(number, self.node_id, before.hash))
-        self.store.insert(row, request_id)
+        self.store.insert(row, request_id, self.base)
         return row
 
     def close(self) -> None:
         self.store.close()
-        self.client.stop()
-        self.client.close()
+        self.client.end()
 
 
 class Maker:

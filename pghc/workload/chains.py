@@ -7,17 +7,24 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from pghc.cluster.mesh import reset
-from pghc.sequencer import Entry, Sequencer
+from pghc.mutex import Mutex
+from pghc.sequencer import Sequencer
 from pghc.store import Reader
 from pghc.topology import View
 
 
-def begin_chain(views: Sequence[View]) -> None:
-    """Begin an empty chain in all regions. The log's numbers go on: an old writer's number fits no place in it."""
+def begin_chain(views: Sequence[View], ordering: str | None = None) -> None:
+    """Begin an empty chain in all regions, ordered by writers of ``ordering`` (None: its first writer decides).
+
+    Where it begins is one entry of the log, so an append belongs to the chain before or to this one; those to the chain
+    before are refused from then on, or indefinite. Two at once begin one chain after the other.
+    """
     central = next((view for view in views if view.region == view.topology.central), views[0])  # nearest to a quorum
-    with Sequencer(central) as sequencer:
-        position = sequencer.take(Entry(f"{central.region}-primary", ()))
-    reset(views, position)
+    with Mutex(central, "begin") as mutex, mutex.hold(30), Sequencer(central) as sequencer:
+        position = sequencer.begin_chain()
+        if ordering:
+            sequencer.ordering(position, ordering)
+        reset(views, position)
 
 
 def settle(views: Sequence[View], limit: float = 15.0, still: float = 1.0) -> float | None:

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from pghc.errors import PghcError, Unavailable
-from pghc.sequencer import hang_up
 from pghc.verify.history import Recorder
 from pghc.workload.clients import Job, RegionClients
 from pghc.writers import Writer, open_writer
@@ -100,7 +99,7 @@ def _open(job: Job, step: Callable[[str], None]) -> Writer:
 def _break_connection(writer: Writer) -> None:
     """Lose what ZooKeeper is about to answer."""
     if client := getattr(getattr(writer, "sequencer", None) or getattr(writer, "mutex", None), "client", None):
-        hang_up(client)
+        client.hang_up()
 
 
 if __name__ == "__main__":

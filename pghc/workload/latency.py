@@ -10,8 +10,8 @@ from uuid import uuid4
 import psycopg
 
 from pghc.errors import ClusterError
-from pghc.sequencer import connect
 from pghc.topology import Pair, View
+from pghc.zookeeper import connect
 
 
 def round_trips(views: Mapping[str, View], times: int = 5) -> dict[Pair, float]:
@@ -52,8 +52,7 @@ def take_numbers(views: Mapping[str, View], each: int = 2) -> list[tuple[int, st
                 taken.append((int(created[-10:]) + 1, name, 1000 * (time.perf_counter() - start)))
             return taken
         finally:
-            client.stop()
-            client.close()
+            client.end()
 
     with ThreadPoolExecutor(len(views)) as pool:
         return sorted(number for taken in pool.map(take, views) for number in taken)

@@ -108,7 +108,7 @@ def run(
     for name in names:
         backend.topology.region(name)
     if fresh:
-        begin_chain(list(views.values()))
+        begin_chain(list(views.values()), writer_class(writer).ordering)
     with ExitStack() as stack:
         parts = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pghc-run-")))
         jobs = [

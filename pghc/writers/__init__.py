@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from typing import Protocol, Self, cast
 
 from uuid_utils import uuid7
 
 from pghc.chain import Row
-from pghc.errors import BadInput
+from pghc.errors import BadInput, Indefinite, Unavailable, WrongKind
+from pghc.sequencer import ordering
 from pghc.topology import View
+from pghc.zookeeper import LOST, connect
 
 #: From the simplest to the fastest.
 NAMES = ("naive", "numbered", "locked", "causal", "broadcast")
@@ -33,19 +36,20 @@ class Writer(Protocol):
 
     ``steps`` names what an append does, in order; a writer may be killed after any of them. ``ordered``: entries are
     settled in one total order, so readers can ask for a prefix. ``exactly_once``: to retry under the same request id is
-    safe.
+    safe. ``ordering``: how a chain of this writer is ordered; only writers of the same ordering share a chain.
     """
 
     steps: tuple[str, ...]
     ordered: bool
     exactly_once: bool
+    ordering: str
 
     def append(self, request_id: str, timeout: float = 10.0) -> Row:
         """Append one entry and return it once it is in this region's primary.
 
-        ``request_id``: a UUID as canonical text, new for each append, the same for each retry of it. Returns within
-        about ``timeout`` seconds. Raises `Unavailable` or `Conflict` when it certainly did not happen, `Indefinite`
-        when it may have happened or may yet happen.
+        ``request_id``: a UUID, new for each append, the same for each retry of it. Ends within ``timeout`` seconds and
+        a tenth. Raises `BadInput`, `WrongKind`, `Unavailable` or `Conflict` when it certainly did not happen,
+        `Indefinite` when it may have happened or may yet happen.
         """
 
     def close(self) -> None:
@@ -57,20 +61,72 @@ class Writer(Protocol):
 
 
 class Base:
-    """What the writers share: what they promise, and use as a context manager."""
+    """What the writers share: what they promise, whether they may write to a chain, and use as a context manager."""
 
     steps: tuple[str, ...] = ()
     ordered = False
     exactly_once = False
+    ordering = ""  # its own, unless it says otherwise
+
+    _resources: ExitStack
+    _joined: int | None = None
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.ordering = cls.ordering or cls.__name__.lower()
+
+    def join(self, view: View, chain: int, timeout: float) -> None:
+        """Raise `WrongKind` unless the chain that began at log position ``chain`` is ordered as this writer orders.
+
+        The first writer of a chain decides, by consensus. Raises `Unavailable` when it cannot be asked.
+        """
+        if chain == self._joined:
+            return
+        ordering = self._ordering(view, chain, timeout)
+        if ordering != self.ordering:
+            raise WrongKind(
+                f"{view.region}: this chain is ordered by {ordering!r}, and this writer orders by {self.ordering!r}, "
+                "nothing was sent",
+                f"Begin a new chain, as `pghc run` does, or take a writer that orders by {ordering!r}",
+                node=view.topology.region(view.region).primary,
+            )
+        self._joined = chain
+
+    def _ordering(self, view: View, chain: int, timeout: float) -> str:
+        client = connect(view, timeout=timeout)
+        try:
+            return ordering(client, chain, self.ordering, timeout)
+        except LOST as error:
+            raise Unavailable(
+                f"{view.region}: learn how the chain is ordered: connection to ZooKeeper lost, nothing was written",
+                "A quorum is more than half of the servers: see `pghc status`",
+            ) from error
+        finally:
+            client.end()
 
     def close(self) -> None:
-        raise NotImplementedError
+        self._resources.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def sent(node: str, what: str) -> Iterator[None]:
+    """From here on something of the append may be in the log, so whatever is raised inside is `Indefinite`."""
+    try:
+        yield
+    except Indefinite:
+        raise
+    except Exception as error:
+        raise Indefinite(
+            f"{node}: {what}: {getattr(error, 'what', None) or repr(error)}; it may have happened",
+            getattr(error, "remedy", "") or "Retry with the same request id, where the writer says that this is safe",
+            node=node,
+        ) from error
 
 
 def check_name(name: str) -> None:

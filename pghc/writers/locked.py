@@ -13,13 +13,15 @@ past the end of its session cannot claim a number a second time (a fencing token
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 
 from pghc.chain import Row, successor
-from pghc.errors import Conflict, Indefinite, PghcError, Unavailable
-from pghc.sequencer import Mutex
+from pghc.errors import Conflict, Unavailable
+from pghc.mutex import Mutex
+from pghc.sequencer import canonical
 from pghc.store import Store
 from pghc.topology import View
-from pghc.writers import Base, Step, no_step
+from pghc.writers import Base, Step, no_step, sent
 
 
 class Locked(Base):
@@ -27,19 +29,21 @@ class Locked(Base):
     ordered = True
 
     def __init__(self, view: View, step: Step = no_step) -> None:
-        self.store = Store(view)
+        self.view, self.step = view, step
+        with ExitStack() as stack:
+            self.store = stack.enter_context(Store(view))
+            self.mutex = stack.enter_context(Mutex(view, "chain"))
+            self._resources = stack.pop_all()
         self.node_id = self.store.node
-        self.step = step
-        start = self.store.cursor()
-        self.base = start.position - start.zk_id
-        self.mutex = Mutex(view, f"chain-{self.base}")
 
     def append(self, request_id: str, timeout: float = 10.0) -> Row:
-        deadline = time.monotonic() + timeout
-        with self.mutex.hold(timeout):
+        request_id, deadline = canonical(request_id), time.monotonic() + timeout
+        base = self.store.cursor(timeout).chain
+        self.join(self.view, base, deadline - time.monotonic())
+        with self.mutex.hold(deadline - time.monotonic()):
             self.step("locked")
-            number, version = self.mutex.read()
-            cursor = self.store.wait_for(self.base + number, deadline - time.monotonic())
+            number, version = self.mutex.read(base, deadline - time.monotonic())
+            cursor = self.store.wait_for(base + number, deadline - time.monotonic())
             if cursor.zk_id < number:
                 raise Unavailable(
                     f"{self.node_id}: entry {number} was claimed but has not arrived within {timeout:g} s",
@@ -48,18 +52,13 @@ class Locked(Base):
                 )
             self.step("waited")
             row = successor(cursor, self.node_id)
-            if cursor.zk_id > number or not self.mutex.claim(row.zk_id, version):
-                raise Conflict(
-                    f"{self.node_id}: the lock was lost while waiting; another holder took entry {row.zk_id}"
-                )
-            self.step("claimed")
-            try:
-                self.store.insert(row, request_id)
-            except PghcError as error:
-                raise Indefinite(f"{error.what}; its number {row.zk_id} is claimed", error.remedy) from error
-            self.step("inserted")
+            lost = f"{self.node_id}: the lock was lost while waiting; another holder took entry {row.zk_id}"
+            if cursor.zk_id > number or cursor.chain != base:
+                raise Conflict(lost, "Append again", node=self.node_id)
+            if not self.mutex.claim(base, row.zk_id, version, deadline - time.monotonic()):
+                raise Conflict(lost, "Append again", node=self.node_id)
+            with sent(self.node_id, f"insert entry {row.zk_id}, whose number is claimed"):
+                self.step("claimed")
+                self.store.insert(row, request_id, base, deadline - time.monotonic())
+                self.step("inserted")
             return row
-
-    def close(self) -> None:
-        self.store.close()
-        self.mutex.close()

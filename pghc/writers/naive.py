@@ -7,9 +7,11 @@ both see the same last entry, so both add an entry under the same number after i
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 
 from pghc.chain import Row, successor
 from pghc.errors import Conflict
+from pghc.sequencer import canonical
 from pghc.store import Store
 from pghc.topology import View
 from pghc.writers import Base, Step, no_step
@@ -19,23 +21,24 @@ class Naive(Base):
     steps = ("read", "inserted")
 
     def __init__(self, view: View, step: Step = no_step) -> None:
-        self.store = Store(view)
+        self.view, self.step = view, step
+        with ExitStack() as stack:
+            self.store = stack.enter_context(Store(view))
+            self._resources = stack.pop_all()
         self.node_id = self.store.node
-        self.step = step
 
     def append(self, request_id: str, timeout: float = 10.0) -> Row:
-        deadline = time.monotonic() + timeout
+        request_id, deadline = canonical(request_id), time.monotonic() + timeout
         while True:
-            row = successor(self.store.last(), self.node_id)
+            chain = self.store.cursor(deadline - time.monotonic()).chain
+            self.join(self.view, chain, deadline - time.monotonic())
+            row = successor(self.store.last(deadline - time.monotonic()), self.node_id)
             self.step("read")
             try:
-                self.store.insert(row, request_id)
+                self.store.insert(row, request_id, chain, deadline - time.monotonic())
             except Conflict:  # another entry took the number here, in this region: look again
                 if time.monotonic() > deadline:
                     raise
             else:
                 self.step("inserted")
                 return row
-
-    def close(self) -> None:
-        self.store.close()

@@ -18,12 +18,12 @@ import psutil
 import psycopg
 import pytest
 
-from pghc import sequencer
 from pghc.cluster import BACKENDS, NodeStatus, default_directory, open_backend
 from pghc.cluster.local.directory import ClusterDirectory
 from pghc.cluster.local.embedded import Embedded
 from pghc.errors import BadInput, ClusterError, NotRunning
 from pghc.topology import Topology, parse
+from pghc.zookeeper import connect
 
 ROOT = os.geteuid() == 0
 T = TypeVar("T")
@@ -327,7 +327,7 @@ def test_data_survives_down_and_up_and_numbers_go_on(directory: Path, shared: Em
 
 
 def next_number(backend: Embedded, region: str) -> int:
-    client = sequencer.connect(backend.view(region))
+    client = connect(backend.view(region))
     try:
         client.ensure_path("/numbers")
         return int(client.create("/numbers/n-", b"", sequence=True)[-10:])

@@ -7,10 +7,10 @@ import time
 import psycopg
 import pytest
 
-from pghc import sequencer
 from pghc.cluster import State
 from pghc.cluster.local.embedded import Embedded
 from pghc.faults.injection import Faults
+from pghc.zookeeper import connect
 
 
 def state(cluster: Embedded, name: str) -> State:
@@ -49,7 +49,7 @@ def test_zookeepers_majority_goes_on_without_its_leader_and_takes_it_back(cluste
     others = [name for name in cluster.topology.names if name != leader.region]
     with Faults(cluster).kill(leader.name):
         begin = time.monotonic()
-        client = sequencer.connect(cluster.view(others[0]), timeout=20)
+        client = connect(cluster.view(others[0]), timeout=20)
         try:
             assert time.monotonic() - begin < 6, "the two that are left have to vote once, not until a time-out helps"
             assert client.exists("/zookeeper")

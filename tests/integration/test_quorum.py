@@ -140,7 +140,7 @@ def test_a_client_that_keeps_asking_notices_that_its_far_server_is_cut_off(clust
     with Faults(cluster).kill(f"{home}-zookeeper"), Sequencer(view, timeout=20) as sequencer:
         entry = Entry(f"{home}-primary", ())
         first = sequencer.take(entry, 20)
-        port = sequencer.client._connection._socket.getpeername()[1]
+        _, port = sequencer.client.server() or ("", 0)
         far = next(region for region, of in others.items() if of == port)
         with Faults(cluster).partition(home, far), ThreadPoolExecutor(64) as pool:
             asked = []

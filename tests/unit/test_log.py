@@ -16,7 +16,7 @@ from pghc.store import Cursor
 from pghc.topology import load
 from pghc.verify.checker import verify
 from pghc.writers import NAMES, broadcast, causal
-from pghc.writers.broadcast import fold
+from pghc.writers.log import fold
 
 NODES = ("us-east-primary", "eu-west-primary", "ap-south-primary")
 requests = st.integers(0, 12).map(lambda n: str(UUID(int=n)))

@@ -18,7 +18,7 @@ from pghc import topology as topologies
 from pghc.errors import ClusterError
 from pghc.topology import Credentials, Topology
 
-FORMAT = 1
+FORMAT = 2
 PURGE = "`pghc down --purge` deletes the cluster."
 
 
