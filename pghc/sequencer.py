@@ -291,8 +291,11 @@ class Sequencer:
         """
         return self.take(BEGIN, timeout)
 
-    def ordering(self, chain: int, proposed: str, timeout: float | None = None) -> str:
-        """How the chain that began at position ``chain`` is ordered: ``proposed``, if nobody has proposed before."""
+    def ordering(self, chain: int, proposed: str = "", timeout: float | None = None) -> str:
+        """How the chain that began at position ``chain`` is ordered: ``proposed``, if nobody has proposed before.
+
+        Without a proposal the empty text, if nobody has.
+        """
         with self._guarded("learn how the chain is ordered", timeout) as deadline:
             return ordering(self.client, chain, proposed, _left(deadline))
 
@@ -512,11 +515,14 @@ def ordering(client: Client, chain: int, proposed: str, timeout: float) -> str:
     """`Sequencer.ordering` for who has a client and no log. Raises kazoo's errors."""
     deadline = time.monotonic() + timeout
     path = f"{CHAINS}/{chain:020d}"
-    with suppress(zk.NodeExistsError):
-        client.create_async(path, proposed.encode(), makepath=True).get(timeout=_left(deadline))
-        return proposed
-    decided: bytes = client.get_async(path).get(timeout=_left(deadline))[0]
-    return decided.decode()
+    if proposed:
+        with suppress(zk.NodeExistsError):
+            client.create_async(path, proposed.encode(), makepath=True).get(timeout=_left(deadline))
+            return proposed
+    with suppress(zk.NoNodeError):
+        decided: bytes = client.get_async(path).get(timeout=_left(deadline))[0]
+        return decided.decode()
+    return ""
 
 
 def position_of(segment: Segment, results: Sequence[object]) -> int | None:

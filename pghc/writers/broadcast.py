@@ -117,7 +117,7 @@ class Broadcast(Sharing):
             self._answer_known()
             cursor = self.store.cursor()
             while not self._stop.is_set():
-                end = self.log.wait_beyond(cursor.position, 2.0)
+                end = self.log.wait_beyond(cursor.position, 0.5)
                 if end > cursor.position:
                     entries = self.log.read(cursor.position + 1, min(end, cursor.position + READ_AHEAD))
                     cursor = self._apply_entries(applier, cursor, entries)

@@ -9,14 +9,16 @@ from collections.abc import Callable
 
 from pghc.errors import PghcError
 from pghc.sequencer import LOG_BYTES, Sequencer
-from pghc.store import Store
+from pghc.store import Cursor, Store
 
 EVERY_SECONDS = 1.0
+STANDSTILL = 10  # turns without progress after which rows that nobody brings are settled, though nobody waits for them
+FEW = 200  # entries that are no reason to ask how much room they take
 
 
 class Housekeeping:
     """A thread of a writer. ``allow`` hears whether there is room in the log, and else why not; ``tell`` what is wrong,
-    or None; ``stalled`` the end of the log when the region has stood still while the log went on.
+    or None; ``stalled`` the end of the log when the region has stood still for long while the log went on.
     """
 
     def __init__(
@@ -29,7 +31,8 @@ class Housekeeping:
     ) -> None:
         self._store, self._log, self._allow, self._tell, self._stalled = store, log, allow, tell, stalled
         self._stop = threading.Event()
-        self._position = -1
+        self._standstill = 0
+        self._cursor = Cursor()
         self._thread = threading.Thread(target=self._run, name=f"housekeeping {store.node}", daemon=True)
         self._thread.start()
 
@@ -47,14 +50,18 @@ class Housekeeping:
                 self._tell(None)
 
     def _turn(self) -> None:
-        before, self._position = self._position, self._store.cursor().position
-        self._log.check(self._store.node, self._position)
-        reports = self._log.report(self._position)
+        before, self._cursor = self._cursor, self._store.cursor()
+        if self._log.ordering(self._cursor.chain) != "log":
+            return  # its entries are numbered without regard to the log
+        self._log.check(self._store.node, self._cursor.position)
+        reports = self._log.report(self._cursor.position)
         behind = min(reports, key=reports.__getitem__)
         self._log.truncate(reports[behind])
-        size = self._log.size()
+        tip = self._log.tip()
+        size = self._log.size() if tip - reports[behind] > FEW else 0
         if size is not None:
             why = f"{size / 1e6:.0f} MB wait for {behind}, which has settled it up to position {reports[behind]}"
             self._allow(size < LOG_BYTES, why)
-        if before == self._position < (tip := self._log.tip()):
+        self._standstill = self._standstill + 1 if before == self._cursor and self._cursor.position < tip else 0
+        if self._standstill >= STANDSTILL:
             self._stalled(tip)

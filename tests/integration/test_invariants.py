@@ -133,9 +133,10 @@ def test_2_when_several_complete_the_same_row_there_is_one(views: dict[str, View
 def test_2_a_different_row_in_the_same_place_is_refused(views: dict[str, View], stack: ExitStack) -> None:
     view = next(iter(views.values()))
     store = stack.enter_context(Store(view))
-    store.insert(successor(None, store.node), new_id())
+    chain = store.cursor().chain
+    store.insert(successor(None, store.node), new_id(), chain)
     with pytest.raises(Conflict, match=store.node):
-        store.insert(successor(None, "another-primary"), new_id())
+        store.insert(successor(None, "another-primary"), new_id(), chain)
     assert [row.node_id for row in store.chain()] == [store.node]
 
 
@@ -153,9 +154,9 @@ def test_2_the_same_row_that_arrives_is_accepted_silently(
     one, request = successor(start, "us-east-primary"), new_id()
     with Faults(cluster).partition(us, eu):
         for store in stores:
-            assert store.put(start.position + 1, one.node_id, request, one) == one
+            assert put(store, start, one, request)
     two = successor(one, stores[0].node)
-    assert stores[0].put(start.position + 2, two.node_id, new_id(), two) == two
+    assert put(stores[0], after(start, one), two, new_id())
     until(lambda: list(stores[1].chain()) == [one, two])
     assert [admin.rows(REFUSALS) for admin in admins] == before
 
@@ -169,7 +170,7 @@ def test_2_a_different_row_that_arrives_is_refused_not_dropped(
     before = admin.rows(REFUSALS)[0][0]
     with Faults(cluster).partition(us, eu):
         for store in stores:
-            store.insert(successor(None, store.node), new_id())
+            store.insert(successor(None, store.node), new_id(), store.cursor().chain)
     until(lambda: admin.rows(REFUSALS)[0][0] > before, seconds=10)
     assert [row.node_id for row in stores[0].chain()] == [stores[0].node], "the first one stays"
     chains.begin_chain(list(views.values()))  # ends what is stuck
@@ -234,20 +235,21 @@ def test_4_a_stale_writer_cannot_write(views: dict[str, View], stack: ExitStack)
     start = store.cursor()
     row = successor(start, store.node)
     request = new_id()
-    assert store.put(start.position + 2, store.node, new_id(), row) is None, "its turn has not come"
-    assert store.put(start.position + 1, store.node, request, row) == row
+    assert not put(store, start._replace(position=start.position + 1), row, new_id()), "its turn has not come"
+    assert put(store, start, row, request)
     late = successor(start, "late-primary")
-    assert store.put(start.position + 1, "late-primary", new_id(), late) is None, "its turn is over"
-    assert store.put(start.position + 2, "late-primary", new_id(), late) is None, "made of an old cursor"
+    assert not put(store, start, late, new_id()), "its turn is over"
+    assert not put(store, start._replace(position=start.position + 1), late, new_id()), "made of an old cursor"
+    assert not put(store, after(start, row)._replace(chain=start.chain - 1), successor(row, "x"), new_id()), "ended"
     assert list(store.chain()) == [row]
-    assert store.cursor() == Cursor(start.position + 1, 1, row.hash)
+    assert store.cursor() == after(start, row)
 
 
 def test_4_a_deposed_applier_cannot_write(views: dict[str, View], stack: ExitStack) -> None:
     store = stack.enter_context(Store(next(iter(views.values()))))
     start = store.cursor()
     rows = [successor(start, store.node)]
-    new = Cursor(start.position + 1, 1, rows[0].hash)
+    new = after(start, rows[0])
     stale, request = store.applier(), new_id()
     with pytest.raises(Conflict):
         store.applier()  # one at a time
@@ -258,22 +260,24 @@ def test_4_a_deposed_applier_cannot_write(views: dict[str, View], stack: ExitSta
     assert list(store.chain()) == rows
     depose(store)
     with pytest.raises(Indefinite):
-        current.apply(new, Cursor(new.position + 1, 2, "x"), [Row(2, store.node, "x")], [(new_id(), 2, 2)])
+        current.apply(new, Cursor(new.position + 1, 2, "x", new.chain), [Row(2, store.node, "x")], [(new_id(), 2, 2)])
     assert store.cursor() == new
     assert list(store.chain()) == rows
 
 
 def test_4_a_paused_applier_is_replaced_and_changes_nothing_when_it_wakes(
-    views: dict[str, View], stack: ExitStack
+    cluster: Backend, views: dict[str, View], stack: ExitStack
 ) -> None:
     view = next(iter(views.values()))
+    stack.enter_context(Faults(cluster).kill(f"{view.region}-api"))  # its writer would bring the region forward
     store = stack.enter_context(Store(view))
     sleeper = store.applier()  # holds the right to apply, and does nothing with it
     writers = [stack.enter_context(open_writer("broadcast", each)) for each in views.values()]
     assert writers[0].append(new_id(), timeout=15).zk_id == 1
-    start = Cursor(store.cursor().position - 1, 0, "")
+    now = store.cursor()
+    start = Cursor(now.position - 1, 0, "", now.chain)
     with pytest.raises(Indefinite):
-        sleeper.apply(start, Cursor(start.position + 1, 1, "x"), [Row(1, store.node, "x")], [(new_id(), 1, 1)])
+        sleeper.apply(start, Cursor(now.position, 1, "x", now.chain), [Row(1, store.node, "x")], [(new_id(), 1, 1)])
     assert verify(the_chain(views)).valid
 
 
@@ -281,10 +285,13 @@ def test_4_a_writer_of_an_ended_chain_cannot_write_into_the_next(views: dict[str
     view = next(iter(views.values()))
     sequencer = stack.enter_context(Sequencer(view))
     store = stack.enter_context(Store(view))
+    start = store.cursor()
     position = sequencer.take(Entry(store.node, (new_id(),)))
     chains.begin_chain(list(views.values()))
-    assert store.cursor().position >= position
-    assert store.put(position, store.node, new_id(), successor(None, store.node)) is None
+    assert store.cursor().chain > position
+    assert not put(store, start, successor(None, store.node), new_id())
+    with pytest.raises(Conflict, match="has ended, nothing was written"):
+        store.insert(successor(None, store.node), new_id(), start.chain)
     assert store.last() is None
 
 
@@ -325,8 +332,8 @@ def test_6_numbers_go_on_over_rotation_and_truncation(views: dict[str, View], st
     assert taken == list(range(start + 1, start + 37)), "contiguous and in order, over at least three segments"
     assert [entry.node_id for entry in other.read(start + 1, start + 36)] == 36 * ["a-primary"]
     behind, *others = sequencers.values()
-    behind.applied(start + 25)
-    lowest = [sequencer.applied(start + 36) for sequencer in others][-1]
+    behind.report(start + 25)
+    lowest = [min(sequencer.report(start + 36).values()) for sequencer in others][-1]
     assert lowest == start + 25, "what all regions have"
     assert one.truncate(lowest) >= 2
     assert other.read(start + 30, start + 36), "what is above is still there"
@@ -401,7 +408,7 @@ def test_7_a_waiting_writer_asks_the_database_nothing(views: dict[str, View], st
     woken = threading.Event()
     waiter = threading.Thread(target=lambda: (store.wait_for(start + 1, 10.0), woken.set()))
     waiter.start()
-    store.put(start + 1, store.node, new_id(), successor(store.cursor(), store.node))
+    put(store, store.cursor(), successor(store.cursor(), store.node), new_id())
     assert woken.wait(0.5), "woken by the notification"
 
 
@@ -410,12 +417,23 @@ def test_7_every_wait_ends_when_a_primary_is_paused(cluster: Backend, views: dic
     store = stack.enter_context(Store(views[name], timeout=1.0))
     assert store.last() is None
     with Faults(cluster).pause(store.node):
-        for ask in (store.last, store.cursor, lambda: store.insert(successor(None, store.node), new_id())):
+        for ask in (store.last, store.cursor, lambda: store.insert(successor(None, store.node), new_id(), 0)):
             began = time.monotonic()
             with pytest.raises((Unavailable, Indefinite), match=store.node):
                 ask()
             assert time.monotonic() - began < 4
     until(lambda: store.cursor() is not None)
+
+
+def after(cursor: Cursor, row: Row) -> Cursor:
+    """Where the cursor is once the next log position has become ``row``."""
+    return Cursor(cursor.position + 1, row.zk_id, row.hash, cursor.chain)
+
+
+def put(store: Store, cursor: Cursor, row: Row, request: str) -> bool:
+    """Settle the log position after ``cursor`` with ``row``."""
+    new = after(cursor, row)
+    return store.apply(cursor, new, [row], [(request, row.zk_id, new.position)])
 
 
 def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:

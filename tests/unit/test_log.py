@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from uuid import UUID
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pghc.chain import Row, link
 from pghc.cluster.mesh import publisher, subscription
+from pghc.errors import BadInput
 from pghc.faults.nemesis import KINDS, LONGEST, QUIET, schedule
-from pghc.sequencer import Entry, Segment
+from pghc.sequencer import BEGIN, VOID, Entry, Segment, canonical
 from pghc.store import Cursor
 from pghc.topology import load
 from pghc.verify.checker import verify
@@ -20,7 +23,8 @@ from pghc.writers.log import fold
 
 NODES = ("us-east-primary", "eu-west-primary", "ap-south-primary")
 requests = st.integers(0, 12).map(lambda n: str(UUID(int=n)))
-entries = st.lists(st.builds(Entry, st.sampled_from(NODES), st.lists(requests, max_size=4).map(tuple)), max_size=12)
+appends = st.builds(Entry, st.sampled_from(NODES), st.lists(requests, max_size=4).map(tuple), begins=st.just(False))
+entries = st.lists(appends | st.just(VOID), max_size=12)
 
 
 def settled(log: Sequence[Entry]) -> list[tuple[str, str]]:
@@ -71,9 +75,46 @@ def test_the_cursor_is_the_end_of_the_rows_it_covers(log: list[Entry]) -> None:
     assert (cursor.zk_id, cursor.hash) == (last.zk_id, last.hash)
 
 
-@given(st.builds(Entry, st.sampled_from(NODES), st.lists(requests, max_size=4).map(tuple)))
+@given(appends | st.sampled_from([VOID, BEGIN]))
 def test_an_entry_survives_its_encoding(entry: Entry) -> None:
     assert Entry.decode(entry.encode()) == entry
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | requests | requests.map(str.upper),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["node_id", "requests", "begins", "x"]), inner),
+)
+
+
+@given(junk.map(lambda value: json.dumps(value).encode()) | st.binary() | st.just(b"[" * 100_000))
+def test_whatever_stands_in_the_log_is_an_entry_for_everybody(data: bytes) -> None:
+    entry = Entry.decode(data)
+    assert entry in (VOID, BEGIN) or (Entry.decode(entry.encode()) == entry and entry.node_id)
+    assert all(canonical(request) == request for request in entry.requests)
+
+
+@given(entries, st.integers(0, 12))
+def test_an_entry_that_cannot_be_read_changes_no_row(log: list[Entry], at: int) -> None:
+    spoiled = [*log[:at], Entry.decode(b"hello"), *log[at:]]
+    assert fold(Cursor(), spoiled).rows == fold(Cursor(), log).rows
+
+
+@given(entries, entries)
+def test_a_chain_ends_where_the_log_says_that_another_begins(log: list[Entry], others: list[Entry]) -> None:
+    assert fold(Cursor(), [*log, BEGIN, *others]) == fold(Cursor(), log)
+
+
+@given(st.uuids())
+def test_a_request_id_has_one_form_whoever_writes_it_how(request_id: UUID) -> None:
+    text = str(request_id)
+    for form in (text, text.upper(), request_id.hex, f"{{{text}}}", request_id.urn):
+        assert canonical(form) == text
+
+
+@pytest.mark.parametrize("text", ["hello", "", "\0", "0" * 31, "5e0c" * 9, None, 7, b"x"])
+def test_what_is_no_uuid_is_refused_before_anything_is_sent(text: object) -> None:
+    with pytest.raises(BadInput, match="nothing was sent"):
+        canonical(text)  # type: ignore[arg-type]
 
 
 @given(st.integers(1, 2**31), st.integers(0, 2**40), st.integers(1, 2**31 - 1))
