@@ -284,11 +284,14 @@ class Sequencer:
 
     # How a chain is ordered
 
-    def begin_chain(self, timeout: float | None = None) -> int:
+    def begin_chain(self, after: int, timeout: float | None = None) -> int:
         """Begin a new chain, for everybody, at the position that is returned: what comes before belongs to older ones.
 
-        Raises `Unavailable`, `Indefinite`.
+        It is above ``after``, the highest position that any region has settled, also when ZooKeeper's data was emptied.
+        Raises `Unavailable`, `Indefinite`, `ClusterError`.
         """
+        if self.tip(timeout) < after:
+            self.rotate(timeout=timeout, base=after)
         return self.take(BEGIN, timeout)
 
     def ordering(self, chain: int, proposed: str = "", timeout: float | None = None) -> str:
@@ -301,10 +304,11 @@ class Sequencer:
 
     # Segments
 
-    def rotate(self, segment: Segment | None = None, timeout: float | None = None) -> Segment:
+    def rotate(self, segment: Segment | None = None, timeout: float | None = None, base: int = 0) -> Segment:
         """End ``segment`` (default: the current one) and go on in the next; returns the one that is current afterwards.
 
         Idempotent, by any number of callers at once: whoever finds an ended segment begins the next with the same base.
+        With ``base``, positions up to there are left out.
         """
         with self._guarded("rotate the log", timeout) as deadline:
             segment = segment or self._load(deadline)._segments[-1]
@@ -312,7 +316,7 @@ class Sequencer:
             with suppress(zk.BadVersionError, zk.NoNodeError):  # it has ended already, or has been truncated since
                 self.client.set_async(segment.path, ended, 0).get(timeout=_left(deadline))
             with suppress(zk.NoNodeError):
-                following = Segment(segment.number + 1, self._end(segment, deadline))
+                following = Segment(segment.number + 1, max(self._end(segment, deadline), base))
                 begin = self.client.transaction()
                 begin.check(segment.path, 1)  # it has ended, and has not been truncated meanwhile
                 begin.create(following.path, _json(base=following.base))
@@ -405,14 +409,14 @@ class Sequencer:
             raise ClusterError(
                 f"{node}: has settled log position {position}, but the log ends at {tip}: "
                 "ZooKeeper's data has been emptied or is older than the database's",
-                "Bring ZooKeeper's own data back; or keep the rows elsewhere and begin anew: `pghc down --purge`",
+                "Bring ZooKeeper's own data back; or begin a new chain, as `pghc run` does, without these rows",
                 node=node,
             )
         if position < (first := self._segments[0].base):
             raise ClusterError(
                 f"{node}: has settled log position {position}, but the log begins after {first}: "
                 "the database's data is older than what all regions had reported",
-                "Bring the primary's own data back; or keep the rows elsewhere and begin anew: `pghc down --purge`",
+                "Bring the primary's own data back; or begin a new chain, as `pghc run` does, without these rows",
                 node=node,
             )
 
@@ -450,7 +454,7 @@ class Sequencer:
     def _gone(self) -> ClusterError:
         return ClusterError(
             f"{self.region}: the log is not in ZooKeeper any more: its data has been emptied",
-            "Bring ZooKeeper's own data back; or keep the rows elsewhere and begin anew: `pghc down --purge`",
+            "Bring ZooKeeper's own data back; or begin a new chain, as `pghc run` does, without these rows",
             node=f"{self.region}-zookeeper",
         )
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pghc.cluster.mesh import reset
 from pghc.mutex import Mutex
 from pghc.sequencer import Sequencer
-from pghc.store import Reader
+from pghc.store import Cursor, Reader
 from pghc.topology import View
 
 
@@ -21,10 +21,15 @@ def begin_chain(views: Sequence[View], ordering: str | None = None) -> None:
     """
     central = next((view for view in views if view.region == view.topology.central), views[0])  # nearest to a quorum
     with Mutex(central, "begin") as mutex, mutex.hold(30), Sequencer(central) as sequencer:
-        position = sequencer.begin_chain()
+        position = sequencer.begin_chain(after=max(_cursor(view).position for view in views))
         if ordering:
             sequencer.ordering(position, ordering)
         reset(views, position)
+
+
+def _cursor(view: View) -> Cursor:
+    with Reader(view, view.topology.region(view.region).primary, timeout=20, connections=1) as reader:
+        return reader.cursor()
 
 
 def settle(views: Sequence[View], limit: float = 15.0, still: float = 1.0) -> float | None:

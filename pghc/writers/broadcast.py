@@ -18,6 +18,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
 from kazoo.interfaces import IAsyncResult
 
@@ -49,7 +50,8 @@ class Broadcast(Sharing):
             self.sequencer = stack.enter_context(Sequencer(view, segment_size=SEGMENT))
             # ZooKeeper answers a session in order: a read would wait for all creations that are on their way before it
             self.log = stack.enter_context(Sequencer(view, segment_size=SEGMENT))
-            stack.callback(Housekeeping(self.store, self.log, self.sequencer.allow, self.hear).close)
+            hear = partial(self.hear, "housekeeping")
+            stack.callback(Housekeeping(self.store, self.log, self.sequencer.allow, hear).close)
             for loop in (self._send, self._apply):
                 name = f"{loop.__name__} {self.node_id}"
                 thread = threading.Thread(target=self._run, args=(loop,), name=name, daemon=True)
@@ -158,11 +160,13 @@ class Broadcast(Sharing):
 
     def _run(self, loop: Callable[[], None]) -> None:
         while not self._stop.is_set():
+            trouble = None
             try:
                 loop()
             except PghcError as error:  # most often a server is away; the appends that time out tell it
-                self.trouble = error
-                self._stop.wait(0.1)
+                trouble = error
             except Exception as error:
-                self.trouble = PghcError(f"{self.node_id}: {loop.__name__}: {error!r}", node=self.node_id)
+                trouble = PghcError(f"{self.node_id}: {loop.__name__}: {error!r}", node=self.node_id)
+            self.hear(loop.__name__, trouble)
+            if trouble:
                 self._stop.wait(0.1)

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 
 from pghc.chain import Row
 from pghc.errors import Indefinite, PghcError
@@ -57,8 +58,8 @@ class Causal(Sharing):
             self.sequencer = stack.enter_context(Sequencer(view))
             # ZooKeeper answers a session in order: a read would wait for the creations that are on their way before it
             self.log = stack.enter_context(Sequencer(view))
-            keeper = Housekeeping(self.store, self.log, self.sequencer.allow, self.hear, self._catch_up)
-            stack.callback(keeper.close)
+            hear = partial(self.hear, "housekeeping")
+            stack.callback(Housekeeping(self.store, self.log, self.sequencer.allow, hear, self._catch_up).close)
             self._resources = stack.pop_all()
         for number in range(THREADS):
             threading.Thread(target=self._run, name=f"append {number} {self.node_id}", daemon=True).start()

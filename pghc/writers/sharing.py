@@ -59,7 +59,7 @@ class Sharing(Base):
         self._sent: set[str] = set()  # those that may be in the log
         self._queue: deque[str] = deque()
         self._stop = threading.Event()
-        self.trouble: PghcError | None = None  # why nothing can be appended at the moment
+        self._troubles: dict[str, PghcError] = {}  # by the name of the thread that has it
 
     # The callers' side
 
@@ -111,7 +111,8 @@ class Sharing(Base):
             for request in call.requests:
                 self._forget(request, call)
             self._room.notify_all()
-        trouble = f" ({self.trouble.what})" if self.trouble else ""
+        why = self.trouble
+        trouble = f" ({why.what})" if why else ""
         if sent:
             return Indefinite(
                 f"{self.node_id}: in the log or on the way there, but not settled here within {timeout:g} s{trouble}; "
@@ -121,7 +122,7 @@ class Sharing(Base):
             )
         return Unavailable(
             f"{self.node_id}: not put into the log within {timeout:g} s{trouble}, nothing was written",
-            (self.trouble and self.trouble.remedy) or "Is there a quorum of ZooKeeper servers? See `pghc status`",
+            (why and why.remedy) or "Is there a quorum of ZooKeeper servers? See `pghc status`",
             node=self.node_id,
         )
 
@@ -200,13 +201,21 @@ class Sharing(Base):
 
     def admit(self, timeout: float) -> None:
         """Raise what forbids to append now, before anything is sent."""
-        if isinstance(self.trouble, FINAL):
-            raise self.trouble
+        if trouble := next((each for each in list(self._troubles.values()) if isinstance(each, FINAL)), None):
+            raise trouble
         self.join(self.view, self.store.cursor(timeout).chain, timeout)
 
-    def hear(self, trouble: PghcError | None) -> None:
-        """What is wrong at the moment, if anything is."""
-        self.trouble = trouble
+    @property
+    def trouble(self) -> PghcError | None:
+        """Why nothing can be appended at the moment, if anything is wrong."""
+        return next(iter(list(self._troubles.values())), None)
+
+    def hear(self, thread: str, trouble: PghcError | None) -> None:
+        """One of the writer's threads has met an error, or has got over it."""
+        if trouble:
+            self._troubles[thread] = trouble
+        else:
+            self._troubles.pop(thread, None)
 
     def _ordering(self, _view: View, chain: int, timeout: float) -> str:
         return self.sequencer.ordering(chain, self.ordering, timeout)
