@@ -373,7 +373,8 @@ def test_edn_holds_an_error_and_the_final_chains_as_reads() -> None:
 
 
 def test_edn_says_which_request_became_which_entry_and_whether_a_region_was_behind() -> None:
-    parts = [Final(ROWS[:1], True, (), False), Final((), True, (("q1", 1),), False), Final((), False, (("q2", 2),), False)]
+    requests = (("q1", 1),), (("q2", 2),)
+    parts = [Final(ROWS[:1], True, (), False), *(Final((), n < 2, two, False) for n, two in enumerate(requests, 1))]
     _, ok = exported([Event(7, "a/final", "a", "final", "read", None, "n", part) for part in parts])
     assert len(ok[":value"][":rows"]) == 1
     assert (ok[":value"][":requests"], ok[":value"][":caught-up"]) == ([["q1", 1], ["q2", 2]], False)
