@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
+from itertools import starmap
 from typing import Any, NamedTuple, Self
 
 import psycopg
@@ -73,6 +75,8 @@ class Reader:
     ``timeout`` is the limit of each call in seconds. Calls raise `Unavailable` when the server cannot be reached.
     """
 
+    _held: psycopg.Connection[TupleRow] | None = None
+
     def __init__(
         self, view: View, node: str, *, timeout: float = 5.0, connections: int = 4, admin: bool = False
     ) -> None:
@@ -103,6 +107,9 @@ class Reader:
         self, what: str, *, writes: bool = False, timeout: float | None = None
     ) -> Iterator[BoundedConnection]:
         """A connection for ``what``, with psycopg's errors turned into ours, which say whether a write happened."""
+        if self._held:  # errors are turned where the snapshot was taken
+            yield self._held
+            return
         deadline = time.monotonic() + (self.timeout if timeout is None else max(timeout, 0.001))
         try:
             connection = self._pool.getconn(deadline - time.monotonic())
@@ -131,6 +138,21 @@ class Reader:
             ) from error
         finally:
             self._pool.putconn(connection)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Self]:
+        """The server as it stands now: all that is asked of what is yielded, in one thread, sees one state of it."""
+        if self._held:
+            yield self
+            return
+        with self.connection("read in one snapshot") as connection, connection.transaction():
+            connection.execute("set transaction isolation level repeatable read, read only")
+            yield self._holding(connection)
+
+    def _holding(self, connection: BoundedConnection | None) -> Self:
+        other = copy(self)
+        other._held = connection
+        return other
 
     def rows(
         self, query: str, *parameters: Any, what: str = "query", timeout: float | None = None
@@ -191,14 +213,22 @@ class Reader:
         """The entries numbered above ``after`` (or the last ``last`` ones), ascending, in one snapshot."""
         if last is not None:
             after = max((self.last() or Row(0, "", "")).zk_id - last, 0)
+        query = "select * from public.chain where zk_id > %s order by zk_id"
+        yield from starmap(Row, self._stream("read the chain", query, after, batch=batch))
+
+    def requests(self, *, batch: int = 50_000) -> Iterator[tuple[str, int]]:
+        """Which request became which entry, as this server knows: request ids and zk_ids, ascending by zk_id."""
+        query = "select request_id::text, zk_id from pghc.request order by zk_id"
+        yield from self._stream("read the requests", query, batch=batch)
+
+    def _stream(self, what: str, query: str, *parameters: Any, batch: int) -> Iterator[TupleRow]:
         with (
-            self.connection("read the chain") as connection,
+            self.connection(what) as connection,
             connection.transaction(),
-            connection.cursor(name="chain") as cursor,
+            connection.cursor(name="stream") as cursor,
         ):
             cursor.itersize = batch
-            for row in cursor.execute("select * from public.chain where zk_id > %s order by zk_id", (after,)):
-                yield Row(*row)
+            yield from cursor.execute(query.encode(), parameters)
 
     def anomalies(
         self, last: int | None = None, *, share: int = 200_000
@@ -210,9 +240,7 @@ class Reader:
         predecessor is missing, predecessor). More than ``share`` entries are shared by two sessions, which look at one
         snapshot: a window runs on one core.
         """
-        isolation = "set transaction isolation level repeatable read, read only"
-        with self.connection("verify") as connection, connection.transaction():
-            connection.execute(isolation)
+        with self.snapshot() as now, now.connection("verify") as connection:
             if last is None:
                 ends = connection.execute("select 0, count(*), max(zk_id) from public.chain")
             else:
@@ -230,8 +258,8 @@ class Reader:
                 seam = _one(connection.execute(middle, ((anchor + top) // 2,)))[0] or anchor
 
                 def second() -> list[TupleRow]:
-                    with self.connection("verify") as other, other.transaction():
-                        other.execute(isolation)
+                    with self._holding(None).connection("verify") as other, other.transaction():
+                        other.execute("set transaction isolation level repeatable read, read only")
                         other.execute(sql.SQL("set transaction snapshot {}").format(snapshot))
                         return other.execute(query, (seam, top)).fetchall()
 

@@ -37,6 +37,8 @@ from pghc.verify import history
 from pghc.verify.audit import audit, audit_regions
 from pghc.verify.checker import Verdict
 from pghc.verify.checker import check as check_events
+from pghc.verify.edn import to_edn
+from pghc.verify.shiviz import to_shiviz
 from pghc.writers import NAMES, open_writer, writer_class
 
 app = typer.Typer(
@@ -321,9 +323,9 @@ def check(
     with terminal.bar("judging the history"):
         verdict = check_events(history.read(file))
         if edn:
-            history.to_edn(history.read(file), edn)
+            to_edn(history.read(file), edn)
         if shiviz:
-            history.to_shiviz(history.read(file), shiviz)
+            to_shiviz(history.read(file), shiviz)
     if json:
         put_json(verdict.to_dict())
     else:

@@ -34,6 +34,7 @@ from pghc.topology import View
 from pghc.verify import history
 from pghc.verify.checker import Verdict, check
 from pghc.verify.history import Event, Read, Recorder
+from pghc.verify.merge import merge
 from pghc.workload.chains import begin_chain, settle
 from pghc.workload.clients import Job, RegionClients
 from pghc.writers import Base, Writer, open_writer
@@ -277,7 +278,7 @@ def judge(
         for view in views:
             with Reader(view, view.topology.region(view.region).primary, timeout=30) as reader:
                 recorder.final(view.region, reader.node, reader.chain())
-    history.merge([*parts, directory / "final.jsonl"], path)
+    merge([*parts, directory / "final.jsonl"], path)
     return check(history.read(path)), sum((load.counts for load in loads), Counter()), path
 
 

@@ -7,8 +7,8 @@ equal up to an entry if that entry is, so regions are compared by a binary searc
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Literal
 
 from pghc.chain import Row
@@ -27,21 +27,8 @@ def audit(reader: Reader, last: int | None = None, *, patience: float = SETTLE_S
     An entry may be here before the one below it, which comes from another region: a gap is one when it stays for
     ``patience`` seconds.
     """
-    deadline = time.monotonic() + patience
-    while True:
-        anchor, count, anomalies = reader.anomalies(last)
-        if not anomalies or any(expected for _, _, _, expected, _ in anomalies) or time.monotonic() > deadline:
-            break
-        time.sleep(0.1)  # replication that stands still notifies nobody
-    if not count:
-        return Verdict(None, "the chain is empty, there is nothing to verify", checked={"entries": 0, "links": 0})
-    if not anomalies:
-        return Verdict(True, f"{count} entries, every link holds", checked={"entries": count, "links": count})
-    after = _entry(reader, anchor, "<=")  # one that is missing there is an anomaly of the entry after it
-    verdict = verify(reader.chain(after=anchor), after=after, whole=after is None)
-    if verdict.valid:
-        raise ClusterError(f"{reader.node}: the database finds {len(anomalies)} anomalies that its rows do not show")
-    return verdict
+    with _judged(reader, last, patience) as (_, verdict):
+        return verdict
 
 
 def audit_regions(views: Mapping[str, View], last: int | None = None) -> tuple[Verdict, dict[str, Verdict]]:
@@ -51,21 +38,46 @@ def audit_regions(views: Mapping[str, View], last: int | None = None) -> tuple[V
     that is merely behind another is no anomaly.
     """
     with ExitStack() as stack:
-        readers = {
-            name: stack.enter_context(Reader(view, view.topology.region(name).primary, timeout=60))
-            for name, view in views.items()
-        }
-        each = {name: audit(reader, last) for name, reader in readers.items()}
+        judged = []
+        for name, view in views.items():
+            reader = stack.enter_context(Reader(view, view.topology.region(name).primary, timeout=60))
+            judged.append(stack.enter_context(_judged(reader, last, SETTLE_SECONDS)))
+        each = dict(zip(views, (verdict for _, verdict in judged), strict=True))
         for wanted in (False, None):
             for name, verdict in each.items():
                 if verdict.valid is wanted:
                     whole = Verdict(wanted, f"{name}: {verdict.reason}", verdict.anomalies, verdict.counts)
                     return whole, each
-        anomaly = _first_difference(list(readers.values()))
+        anomaly = _first_difference([reader for reader, _ in judged])
     if anomaly:
         return Verdict(False, anomaly.explanation, (anomaly,), {"fork": 1}), each
     count = max(verdict.checked["entries"] for verdict in each.values())
     return Verdict(True, f"{count} entries, every link holds, {len(each)} regions agree"), each
+
+
+@contextmanager
+def _judged(reader: Reader, last: int | None, patience: float) -> Iterator[tuple[Reader, Verdict]]:
+    """The server in one snapshot and the verdict on it. What is explained or compared must be read from there."""
+    deadline = time.monotonic() + patience
+    while True:
+        with reader.snapshot() as now:
+            anchor, count, anomalies = now.anomalies(last)
+            if not anomalies or any(expected for _, _, _, expected, _ in anomalies) or time.monotonic() > deadline:
+                yield now, _verdict(now, anchor, count, bool(anomalies))
+                return
+        time.sleep(0.1)  # replication that stands still notifies nobody
+
+
+def _verdict(now: Reader, anchor: int, count: int, offends: bool) -> Verdict:
+    if not count:
+        return Verdict(None, "the chain is empty, there is nothing to verify", checked={"entries": 0, "links": 0})
+    if not offends:
+        return Verdict(True, f"{count} entries, every link holds", checked={"entries": count, "links": count})
+    after = _entry(now, anchor, "<=")  # one that is missing there is an anomaly of the entry after it
+    verdict = verify(now.chain(after=anchor), after=after, whole=after is None)
+    if verdict.valid:
+        raise ClusterError(f"{now.node}: the database finds anomalies that its rows do not show")
+    return verdict
 
 
 def _first_difference(readers: Sequence[Reader]) -> Anomaly | None:

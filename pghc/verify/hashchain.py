@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import islice
 
@@ -44,10 +44,15 @@ def verify(rows: Iterable[Row], after: Row | None = None, *, whole: bool = False
 
 
 class Walk:
-    """Follows one chain upwards: recomputes each link, finds gaps, duplicates and forks."""
+    """Follows one chain upwards: recomputes each link, finds gaps, duplicates and forks.
 
-    def __init__(self, findings: Findings, where: str, after: Row | None = None) -> None:
-        self.findings, self.where = findings, where
+    Of a ``lagging`` chain, which may yet get what it lacks, gaps are left to others to judge (`unjudged`), and an
+    entry above one is taken on trust.
+    """
+
+    def __init__(self, findings: Findings, where: str, after: Row | None = None, *, lagging: bool = False) -> None:
+        self.findings, self.where, self.lagging = findings, where, lagging
+        self.unjudged: list[tuple[int, int, Callable[[], Anomaly]]] = []
         self.entries = self.links = 0
         self.at, self.gaps = (after[0] if after else 0), list[tuple[int, int]]()
         self._here: list[Row] = [after] if after else []
@@ -99,7 +104,12 @@ class Walk:
             if zk_id > at:
                 if zk_id != at + 1:
                     self.gaps.append((at + 1, zk_id - 1))
-                    findings.add("gap", at + 1, partial(self._gap, at + 1, zk_id - 1, here[-1:], row))
+                    explain = partial(self._gap, at + 1, zk_id - 1, here[-1:], row)
+                    if self.lagging:
+                        self.unjudged.append((*self.gaps[-1], explain))
+                        here, self._anchored = [], True
+                    else:
+                        findings.add("gap", at + 1, explain)
                 before, here, at = here, [row], zk_id
             elif zk_id < 1:
                 findings.add("malformed", zk_id, partial(malformed, row, self.where))

@@ -21,6 +21,7 @@ from pghc.topology import View
 from pghc.verify import history
 from pghc.verify.checker import check
 from pghc.verify.history import Read, Recorder
+from pghc.verify.merge import merge
 from pghc.verify.verdict import Verdict
 from pghc.workload.chains import begin_chain, settle
 from pghc.workload.clients import Job
@@ -155,9 +156,9 @@ def run(
             path = Path(history_path) if history_path else _keep()
             with Recorder(parts / "final.jsonl") as recorder:
                 for name, view in views.items():
-                    with Store(view, timeout=60) as store:
-                        recorder.final(name, store.node, store.chain())
-            history.merge([*sorted(parts.glob("*.[0-9]*.jsonl")), parts / "final.jsonl"], path)
+                    with Store(view, timeout=60) as store, store.snapshot() as now:
+                        recorder.final(name, store.node, now.chain(), now.requests())
+            merge([*sorted(parts.glob("*.[0-9]*.jsonl")), parts / "final.jsonl"], path)
         results = crew.results()
     errors: Counter[str] = Counter()
     for result in results.values():

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from contextlib import ExitStack
 from hashlib import md5
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
 from pghc.chain import Row, extend
 from pghc.cluster import Backend
 from pghc.store import Reader
-from pghc.verify.audit import audit
+from pghc.verify import audit as auditing
+from pghc.verify.audit import audit, audit_regions
 from pghc.workload import chains
 
 LENGTH = 60
@@ -102,3 +105,50 @@ def test_a_verdict_on_a_server_names_the_first_entry_that_offends(admin: Reader)
             anomaly = verdict.anomalies[0]
             assert (anomaly.kind, anomaly.zk_id) == (("link", number) if expected else ("gap", below + 1)), (seed, last)
     assert wrong > 20
+
+
+def test_a_gap_that_is_filled_while_it_is_explained_is_still_the_gap_that_was_found(admin: Reader) -> None:
+    whole = list(extend(None, ("us-east-primary" for _ in range(LENGTH))))
+
+    class Overtaken(Reader):
+        def anomalies(self, *arguments: Any, **options: Any) -> Any:
+            found = super().anomalies(*arguments, **options)
+            load(admin, whole)
+            return found
+
+    load(admin, [*whole[:MIDDLE], *whole[MIDDLE + 1 :]])
+    with Overtaken(admin.view, admin.node) as reader:
+        verdict = audit(reader, patience=0)
+        assert (verdict.anomalies[0].kind, verdict.anomalies[0].zk_id) == ("gap", MIDDLE + 1)
+        assert audit(reader, patience=0).valid, "the next verdict is on what stands there then"
+
+
+def test_regions_are_compared_as_they_stood_when_each_was_judged(
+    cluster: Backend, admin: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Entry 12 reaches us-east before entry 11 does: after us-east was judged, before the regions are compared."""
+    rows = list(extend(None, ("us-east-primary" for _ in range(12))))
+    views = {name: cluster.view(name) for name in cluster.topology.names}
+    late = [[*rows[:10], rows[11]], rows[:11], rows]
+    with ExitStack() as stack:
+        primaries = [
+            stack.enter_context(Reader(view, view.topology.region(name).primary, admin=True))
+            for name, view in views.items()
+        ]
+        for primary in primaries:
+            load(primary, rows[:10])
+        judged = []
+
+        class Overtaken(Reader):
+            def anomalies(self, *arguments: Any, **options: Any) -> Any:
+                found = super().anomalies(*arguments, **options)
+                judged.append(self.node)
+                if len(judged) == len(late):
+                    for primary, now in zip(primaries, late, strict=True):
+                        load(primary, now)
+                return found
+
+        monkeypatch.setattr(auditing, "Reader", Overtaken)
+        verdict, _ = audit_regions(views)
+        assert judged == [primary.node for primary in primaries]
+        assert str(verdict) == "Valid: 10 entries, every link holds, 3 regions agree."

@@ -41,18 +41,28 @@ def duplicate(rows: list[Row]) -> set[int]:
 
 def gap(rows: Iterable[Row], start: int = 1) -> set[int]:
     """The first number of each run of missing ones."""
+    return {run[0] for run in runs_of_missing(rows, start)}
+
+
+def runs_of_missing(rows: Iterable[Row], start: int = 1) -> list[range]:
     there = {row.zk_id for row in stand(rows)}
     missing = set(range(start, max(there, default=0))) - there
-    return {number for number in missing if number - 1 not in missing}
+    first = sorted(number for number in missing if number - 1 not in missing)
+    return [range(one, min(n for n in there if n > one)) for one in first]
 
 
-def broken(rows: Iterable[Row], before_first: str | None = "") -> set[int]:
-    """Rows that follow none of those in the nearest place below. ``before_first`` None: the first is not judged."""
+def broken(rows: Iterable[Row], before_first: str | None = "", *, lagging: bool = False) -> set[int]:
+    """Rows that follow none of those in the nearest place below. ``before_first`` None: the first is not judged.
+
+    Nor is, of a ``lagging`` chain, one whose nearest place below is not the one before.
+    """
     there = stand(rows)
     bad = set()
     for row in there:
         below = [other for other in there if other.zk_id < row.zk_id]
         nearest = max((other.zk_id for other in below), default=None)
+        if lagging and (nearest or 0) < row.zk_id - 1:
+            continue
         hashes = [other.hash for other in below if other.zk_id == nearest] or [before_first]
         if not any(one is None or follows(row, one) for one in hashes):
             bad.add(row.zk_id)
@@ -69,11 +79,17 @@ class History:
         self.reads = [e for e in events if (e.type, e.op) == ("ok", "read")]
         self.finals: dict[tuple[str, str | None], list[Row]] = {}
         self.whole: dict[tuple[str, str | None], bool] = {}
+        self.caught_up: dict[tuple[str, str | None], bool] = {}
+        self.tables: dict[tuple[str, str | None], set[tuple[str, int]]] = {}
         for event in events:
             if event.type == "final":
                 key = event.region, event.node
                 self.finals[key] = [*self.finals.get(key, []), *event.value.rows]
                 self.whole[key] = not event.value.more
+                self.caught_up[key] = event.value.caught_up
+                if event.value.requests is not None:
+                    self.tables.setdefault(key, set()).update(pair for pair in event.value.requests if pair[1] >= 1)
+        self.unread = {e.region for e in events} - {region for region, _ in self.finals}
         told = [e.value for e in events if (e.type, e.op) == ("ok", "append")]
         read = [row for e in self.reads for row in e.value.rows]
         self.rows = [*told, *read, *(row for rows in self.finals.values() for row in rows)]
@@ -113,8 +129,40 @@ class History:
         return max((reached(e) for e in before if e in self.reads), default=0)
 
     def knows(self, key: tuple[str, str | None], zk_id: int) -> bool:
-        """Whether the final says what stands in that place: it does unless it is cut below."""
-        return self.whole[key] or any(row.zk_id >= zk_id for row in self.finals[key] if row.zk_id >= 1)
+        """Whether the final says for good what stands in that place: not if it is cut below, or may yet get it."""
+        reaches = self.whole[key] or any(row.zk_id >= zk_id for row in self.finals[key] if row.zk_id >= 1)
+        return reaches and zk_id not in self.awaited(key)
+
+    def awaited(self, key: tuple[str, str | None]) -> set[int]:
+        """What this region lacks because it had not caught up: places that others fill, or may fill."""
+        if self.caught_up[key]:
+            return set()
+        places = self.places() if self.unread else {row.zk_id for rows in self.finals.values() for row in stand(rows)}
+        return places - {row.zk_id for row in self.finals[key]}
+
+    def excused_gaps(self, key: tuple[str, str | None]) -> set[int]:
+        """Gaps, by their first number, that may only be there because the region had not caught up."""
+        return {
+            run[0]
+            for run in runs_of_missing(self.finals[key])
+            if not self.caught_up[key] and (self.unread or set(run) <= self.awaited(key))
+        }
+
+    def places(self) -> set[int]:
+        return {row.zk_id for row in stand(self.rows)}
+
+    def refused(self) -> bool:
+        """Whether an answer is timed before the question that its process had asked."""
+        open_: dict[tuple[str, str, str | None], list[int]] = {}
+        for e in self.events:
+            asked = open_.setdefault((e.process, e.op, e.request_id), [])
+            if e.type == "invoke":
+                asked.append(e.time)
+            elif e.type != "final" and asked:
+                if e.time < min(asked):
+                    return True
+                asked.remove(max(asked))
+        return False
 
     # Kinds
 
@@ -128,7 +176,9 @@ class History:
 
     def shared(self) -> set[int]:
         pairs = combinations(self.acknowledged().values(), 2)
-        return {one.zk_id for one, other in pairs if one == other}
+        told = {one.zk_id for one, other in pairs if one == other}
+        claims = [combinations(table, 2) for table in self.tables.values()]
+        return told | {a for pairs in claims for (one, a), (other, b) in pairs if a == b and one != other}
 
     def lost(self) -> set[int]:
         acknowledged = {
@@ -145,12 +195,18 @@ class History:
             and all(self.knows(key, row.zk_id) for key in self.finals)
             and not any(row.zk_id == other.zk_id for rows in self.finals.values() for other in rows)
         }
-        return acknowledged | shown
+        on_record = {
+            zk_id
+            for key, table in self.tables.items()
+            for _, zk_id in table
+            if self.knows(key, zk_id) and not any(row.zk_id == zk_id for row in self.finals[key])
+        }
+        return acknowledged | shown | on_record
 
     def diverged(self) -> set[int]:
         return {
             zk_id
-            for zk_id in {row.zk_id for row in stand(self.rows)}
+            for zk_id in self.places()
             for one, other in combinations(self.finals, 2)
             if self.knows(one, zk_id)
             and self.knows(other, zk_id)
@@ -159,10 +215,40 @@ class History:
         }
 
     def excess(self) -> list[int]:
-        places = {row.zk_id for row in stand(self.rows) if row.zk_id > self.inherited()}
+        if self.tables:
+            return []
+        places = {zk_id for zk_id in self.places() if zk_id > self.inherited()}
         rest = places - {row.zk_id for row in self.acknowledged().values()}
         indefinite = sum(map(self.may_have_happened, self.requests))
         return sorted(rest)[indefinite : indefinite + 1] * (len(rest) - indefinite)
+
+    def exactly_once(self) -> set[int]:
+        pairs = set().union(*self.tables.values())
+        return {zk_id for one, zk_id in pairs if any(one == other and zk_id > lower for other, lower in pairs)}
+
+    def aborted_read(self) -> set[int]:
+        failed = {r for r in self.requests if not self.may_have_happened(r) and self.entry(r) is None}
+        return {zk_id for table in self.tables.values() for request, zk_id in table if request in failed}
+
+    def unexpected(self) -> set[int]:
+        foreign = {zk_id for table in self.tables.values() for one, zk_id in table if one not in self.requests}
+        unclaimed = {
+            row.zk_id
+            for key, table in self.tables.items()
+            for row in stand(self.finals[key])
+            if self.whole[key] and row.zk_id not in {zk_id for _, zk_id in table}
+        }
+        return {zk_id for zk_id in foreign | unclaimed if zk_id > self.inherited()}
+
+    def mismatch(self) -> set[int]:
+        found = set()
+        for key, table in self.tables.items():
+            for request, row in self.acknowledged().items():
+                own = {zk_id for one, zk_id in table if one == request}
+                of_another = any(zk_id == row.zk_id for _, zk_id in table) and row in self.finals[key]
+                if (own and row.zk_id not in own) or (not own and self.whole[key] and of_another):
+                    found.add(row.zk_id)
+        return found
 
     def reordered(self) -> set[int]:
         return {
@@ -200,7 +286,7 @@ class History:
 
     def link(self) -> set[int]:
         if self.finals:
-            return set().union(*map(broken, self.finals.values()))
+            return set().union(*(broken(rows, lagging=not self.caught_up[key]) for key, rows in self.finals.items()))
         first = {row.zk_id: row for row in reversed(self.heard)}
         hashes = {row.zk_id + 1: row.hash for row in first.values()} | {1: ""}
         return {n for n, row in first.items() if n in hashes and not follows(row, hashes[n])}
@@ -215,10 +301,14 @@ class History:
             "repeated": self.repeated(),
             "shared": self.shared(),
             "link": self.link(),
-            "gap": set().union(*map(gap, finals)),
+            "gap": set().union(*(gap(rows) - self.excused_gaps(key) for key, rows in self.finals.items())),
             "lost": self.lost(),
             "diverged": self.diverged(),
             "excess": self.excess(),
+            "exactly-once": self.exactly_once(),
+            "aborted-read": self.aborted_read(),
+            "unexpected": self.unexpected(),
+            "mismatch": self.mismatch(),
             "reordered": self.reordered(),
             "hole": self.hole(),
             "stale": self.stale(),
@@ -230,7 +320,8 @@ class History:
     def valid(self) -> bool | None:
         if self.anomalies():
             return False
-        return True if self.heard and all(self.whole.values()) else None
+        waits = any(self.awaited(key) or self.excused_gaps(key) for key in self.finals)
+        return True if self.heard and all(self.whole.values()) and not waits else None
 
 
 def reached(read: Event) -> int:

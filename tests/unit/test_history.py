@@ -17,11 +17,15 @@ from hypothesis import strategies as st
 
 from pghc.chain import Row, extend
 from pghc.errors import BadInput
-from pghc.verify.history import ROWS_A_LINE, SHIVIZ, Event, Final, Read, Recorder, merge, parse, read, to_edn, to_shiviz
+from pghc.verify.edn import to_edn
+from pghc.verify.history import ROWS_A_LINE, Event, Final, Read, Recorder, parse, read
+from pghc.verify.merge import merge
+from pghc.verify.shiviz import SHIVIZ, to_shiviz
 
 ROWS = tuple(extend(None, ["us-east-primary", "eu-west-primary"] * 3))
 TEXT = st.text(max_size=6) | st.sampled_from(["us-east/3", 'a "b" \\ c', "é\n\t\u2028\x00", "\ud7ff\U0001f600"])
 ANY_ROW = st.builds(Row, st.integers(-(1 << 63), (1 << 63) - 1), TEXT, TEXT)
+REQUESTS = st.none() | st.lists(st.tuples(TEXT, st.integers(-(1 << 63), (1 << 63) - 1)), max_size=4)
 READS = st.builds(Read, st.integers(0, 9), st.integers(0, 9), st.lists(ANY_ROW, max_size=4).map(tuple))
 
 
@@ -48,7 +52,7 @@ def test_an_append_and_its_acknowledgement_are_recorded_in_the_documented_form(t
 @given(
     st.lists(
         st.tuples(st.sampled_from(["invoke", "fail", "info", "append", "read"]), TEXT, TEXT, st.none() | TEXT, TEXT)
-        | st.tuples(st.just("final"), TEXT, TEXT, st.lists(ANY_ROW, max_size=4)),
+        | st.tuples(st.just("final"), TEXT, TEXT, st.lists(ANY_ROW, max_size=4), REQUESTS, st.booleans()),
         max_size=6,
     ),
     st.data(),
@@ -58,16 +62,21 @@ def test_whatever_is_recorded_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, calls: list[tuple[Any, ...]], data: st.DataObject, name: str
 ) -> None:
     path = tmp_path_factory.mktemp("history") / name
-    expected = []
+    expected, times = [], count(1)
     with Recorder(path, Ticks()) as record:
-        for time, (what, *arguments) in enumerate(calls, 1):
+        for what, *arguments in calls:
             if what == "final":
-                region, node, rows = arguments
-                record.final(region, node, rows)
-                expected.append(
-                    Event(time, f"{region}/final", region, "final", "read", None, node, Final(tuple(rows)))
-                )
+                region, node, rows, requests, caught_up = arguments
+                record.final(region, node, rows, requests, caught_up=caught_up)
+                none = None if requests is None else ()
+                finals = [Final(tuple(rows), False, none, caught_up)] if rows or not requests else []
+                finals += [Final((), False, tuple(requests), caught_up)] if requests else []
+                for n, final in enumerate(finals):
+                    value = final._replace(more=n + 1 < len(finals))
+                    now = next(times)
+                    expected.append(Event(now, f"{region}/final", region, "final", "read", None, node, value))
                 continue
+            time = next(times)
             process, region, request, node = arguments
             if what in {"append", "read"}:
                 value = data.draw(ANY_ROW if what == "append" else READS)
@@ -84,7 +93,6 @@ def test_whatever_is_recorded_is_read_back(
 
 @given(st.sampled_from(["invoke", "ok", "fail", "info"]), st.sampled_from(["append", "read"]), st.booleans(), ANY_ROW)
 def test_the_order_of_keys_and_unknown_keys_change_nothing(kind: str, op: str, with_row: bool, row: Row) -> None:
-    """The usual form is read by a quicker way: both ways agree."""
     fields = {"time": 7, "process": "p", "region": "r", "type": kind, "op": op, "request_id": "i", "node": "n"}
     fields["value"] = row._asdict() if with_row else None  # type: ignore[assignment]
 
@@ -109,6 +117,32 @@ def test_a_long_final_takes_many_lines_and_says_where_it_ends(tmp_path: Path) ->
         assert [row for final in finals for row in final.rows] == rows
         assert [final.more for final in finals] == [True] * (len(finals) - 1) + [False]
         assert len(finals) == max(1, -(-length // ROWS_A_LINE))
+
+
+def test_a_long_table_of_requests_follows_the_rows_of_its_final(tmp_path: Path) -> None:
+    for length in (0, 1, ROWS_A_LINE, ROWS_A_LINE + 1):
+        rows = [Row(n, "a", "") for n in range(1, length + 1)]
+        requests = [(f"q{n}", n) for n in range(1, length + 1)]
+        with Recorder(tmp_path / "h", Ticks()) as record:
+            record.final("us-east", "us-east-primary", iter(rows), iter(requests), caught_up=False)
+        finals = [event.value for event in read(tmp_path / "h")]
+        assert [row for final in finals for row in final.rows] == rows
+        assert [pair for final in finals for pair in final.requests or ()] == requests
+        assert [final.more for final in finals] == [True] * (len(finals) - 1) + [False]
+        assert {final.caught_up for final in finals} == {False}
+        assert finals[-1].requests is not None, "a table that was read and is empty is told from one that was not"
+
+
+def test_a_final_that_says_no_more_than_it_must_is_written_without_the_rest(tmp_path: Path) -> None:
+    with Recorder(tmp_path / "h") as record:
+        record.final("us-east", "us-east-primary", ROWS[:1])
+    assert json.loads((tmp_path / "h").read_text())["value"] == {"rows": [ROWS[0]._asdict()], "more": False}
+
+
+def test_an_error_that_quotes_bytes_that_are_no_text_is_recorded_all_the_same(tmp_path: Path) -> None:
+    with Recorder(tmp_path / "h") as record:
+        record.info("p", "r", "append", "i", "n", "no file \udcff")
+    assert [event.error for event in read(tmp_path / "h")] == ["no file \\udcff"]
 
 
 def test_threads_may_share_a_recorder_and_times_ascend(tmp_path: Path) -> None:
@@ -142,6 +176,7 @@ def test_a_history_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 
 GOOD = {"time": 1, "process": "p", "region": "r", "type": "ok", "op": "append", "value": ROWS[0]._asdict()}
+FINAL = GOOD | {"type": "final", "op": "read"}
 
 
 @pytest.mark.parametrize(
@@ -149,23 +184,23 @@ GOOD = {"time": 1, "process": "p", "region": "r", "type": "ok", "op": "append", 
     [
         ("{", "not JSON"),
         ('{"time": 1, "process": "p"', "not JSON"),
-        ("[]", "not a JSON object"),
-        ("7", "not a JSON object"),
-        ("null", "not a JSON object"),
+        ("[]", "not an event: Expected `object`"),
+        ("7", "not an event: Expected `object`"),
+        ("null", "not an event: Expected `object`"),
         ("[" * 100_000, "not "),
-        *((json.dumps({k: v for k, v in GOOD.items() if k != key}), f"no '{key}'") for key in list(GOOD)[:5]),
-        (json.dumps(GOOD | {"time": "1"}), "time must be a whole number"),
-        (json.dumps(GOOD | {"time": 1.5}), "time must be a whole number"),
-        (json.dumps(GOOD | {"time": True}), "time must be a whole number"),
-        (json.dumps(GOOD | {"time": 1 << 63}), "time must be a whole number"),
-        (json.dumps(GOOD | {"process": 3}), "process and region must be texts"),
-        (json.dumps(GOOD | {"region": None}), "process and region must be texts"),
-        (json.dumps(GOOD | {"type": "okay"}), "no event of type 'okay'"),
-        (json.dumps(GOOD | {"type": ["ok"]}), "not a JSON object"),
-        (json.dumps(GOOD | {"op": "delete"}), "op 'delete'"),
+        *((json.dumps({k: v for k, v in GOOD.items() if k != key}), f"field `{key}`") for key in list(GOOD)[:5]),
+        (json.dumps(GOOD | {"time": "1"}), "Expected `int`, got `str` - at `$.time`"),
+        (json.dumps(GOOD | {"time": 1.5}), "Expected `int`, got `float` - at `$.time`"),
+        (json.dumps(GOOD | {"time": True}), "Expected `int`, got `bool` - at `$.time`"),
+        (json.dumps(GOOD | {"time": 1 << 63}), "at `$.time`"),
+        (json.dumps(GOOD | {"process": 3}), "Expected `str`, got `int` - at `$.process`"),
+        (json.dumps(GOOD | {"region": None}), "Expected `str`, got `null` - at `$.region`"),
+        (json.dumps(GOOD | {"type": "okay"}), "'okay' - at `$.type`"),
+        (json.dumps(GOOD | {"type": ["ok"]}), "got `array` - at `$.type`"),
+        (json.dumps(GOOD | {"op": "delete"}), "'delete' - at `$.op`"),
         (json.dumps(GOOD | {"type": "final"}), "no event of type 'final' and op 'append'"),
-        (json.dumps(GOOD | {"request_id": 5}), "request_id and node must be texts"),
-        (json.dumps(GOOD | {"node": ["n"]}), "request_id and node must be texts"),
+        (json.dumps(GOOD | {"request_id": 5}), "got `int` - at `$.request_id`"),
+        (json.dumps(GOOD | {"node": ["n"]}), "got `array` - at `$.node`"),
         (json.dumps(GOOD | {"value": None}), "the value of this ok append is a row"),
         (json.dumps(GOOD | {"value": {"zk_id": 1, "node_id": "a"}}), "is a row"),
         (json.dumps(GOOD | {"value": {"zk_id": "1", "node_id": "a", "hash": ""}}), "is a row"),
@@ -179,9 +214,12 @@ GOOD = {"time": 1, "process": "p", "region": "r", "type": "ok", "op": "append", 
         (json.dumps(GOOD | {"op": "read", "value": [{"zk_id": True, "node_id": "a", "hash": ""}] * 3}), "ok read"),
         (json.dumps(GOOD | {"op": "read", "value": [{"zk_id": 1, "node_id": 2, "hash": ""}] * 3}), "ok read"),
         (json.dumps(GOOD | {"op": "read", "value": [{"zk_id": 1, "node_id": "a", "hash": None}] * 3}), "ok read"),
-        (json.dumps(GOOD | {"type": "final", "op": "read", "value": {"more": True}}), "the value of this final read"),
-        (json.dumps(GOOD | {"type": "final", "op": "read", "value": {"rows": [], "more": 1}}), "final read"),
-        (json.dumps(GOOD | {"type": "final", "op": "read", "value": {"rows": [7]}}), "final read"),
+        (json.dumps(FINAL | {"value": {"more": True}}), "the value of this final read"),
+        (json.dumps(FINAL | {"value": {"rows": [], "more": 1}}), "final read"),
+        (json.dumps(FINAL | {"value": {"rows": [7]}}), "final read"),
+        (json.dumps(FINAL | {"value": {"rows": [], "requests": [["q", "7"]]}}), "got `str` - at `$.requests[0][1]`"),
+        (json.dumps(FINAL | {"value": {"rows": [], "requests": {"q": 7}}}), "at `$.requests`"),
+        (json.dumps(FINAL | {"value": {"rows": [], "caught_up": None}}), "got `null` - at `$.caught_up`"),
     ],
 )
 def test_a_malformed_line_is_named_with_its_file_and_number(tmp_path: Path, line: str, says: str) -> None:
@@ -202,13 +240,14 @@ def test_lists_of_rows_from_other_programs_are_reads_and_finals() -> None:
     assert parse(json.dumps(fields | {"type": "ok", "value": []})).value == Read(0, 0, ())
     assert parse(json.dumps(fields | {"type": "ok", "value": {"watermark": 4}})).value == Read(0, 4, ())
     assert parse(json.dumps(fields | {"type": "final", "value": rows})).value == Final(ROWS)
+    assert parse(json.dumps(fields | {"type": "final", "value": {"rows": rows}})).value == Final(ROWS)
 
 
 def test_a_file_that_is_missing_cut_short_or_not_text_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="nowhere cannot be read"):
         list(read(tmp_path / "nowhere"))
     (tmp_path / "binary").write_bytes(b"\n\n\xff\xfe\n")
-    with pytest.raises(BadInput, match="binary, near line 1: not UTF-8"):
+    with pytest.raises(BadInput, match="binary, line 3: not JSON"):
         list(read(tmp_path / "binary"))
     whole = gzip.compress(json.dumps(GOOD).encode() * 100)
     (tmp_path / "cut.gz").write_bytes(whole[:-20])
@@ -255,7 +294,7 @@ def test_a_line_that_a_killed_program_left_unfinished_is_left_out_of_a_merge(tmp
 
 @pytest.mark.parametrize(
     ("second", "says"),
-    [('{"time": 0, ', "earlier than"), ('{"time": x, ', "time is not a whole number"), ("{", "not JSON")],
+    [('{"time": 0}', "earlier than"), ('{"time": x, ', "not JSON"), ('{"time": "x"}', "time is not a whole number")],
 )
 def test_a_merge_that_fails_leaves_nothing(tmp_path: Path, second: str, says: str) -> None:
     (tmp_path / "a").write_text(json.dumps(GOOD) + "\n" + second + "\n")
@@ -330,6 +369,15 @@ def test_edn_holds_an_error_and_the_final_chains_as_reads() -> None:
     assert (info[":type"], info[":error"]) == (":info", 'lost "reply"')
     assert (invoke[":type"], invoke[":f"], invoke[":final"], invoke[":process"]) == (":invoke", ":read", True, 1)
     assert [row[":zk-id"] for row in ok[":value"][":rows"]] == [1, 2, 3, 4, 5, 6]
+    assert list(ok[":value"]) == [":rows"]
+
+
+def test_edn_says_which_request_became_which_entry_and_whether_a_region_was_behind() -> None:
+    requests = (("q1", 1),), (("q2", 2),)
+    parts = [Final(ROWS[:1], True, (), False), *(Final((), n < 2, two, False) for n, two in enumerate(requests, 1))]
+    _, ok = exported([Event(7, "a/final", "a", "final", "read", None, "n", part) for part in parts])
+    assert len(ok[":value"][":rows"]) == 1
+    assert (ok[":value"][":requests"], ok[":value"][":caught-up"]) == ([["q1", 1], ["q2", 2]], False)
 
 
 STEPS = st.tuples(st.sampled_from(["a", "b"]), st.integers(0, 4), st.sampled_from(["ok", "fail", "info"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import definition
 import pytest
@@ -183,19 +183,37 @@ def histories(draw: st.DrawFn, row: st.SearchStrategy[Row] = ANY_ROW, *, timely:
             places.append((max(end, places[-1][0]) if places else end, 2 * n + 1, event))
     events = [event for *_, event in sorted(places, key=lambda place: place[:2])]
     first = draw(CHAINS)
+    names = [f"{e.request_id}" for e in events if e.op == "append"]
+    with_tables = draw(st.booleans())
     for region in draw(st.sampled_from(["", "a", "ab", "ab", "abc"])):
         rows = draw(CHAINS | st.just(first) | st.just(first))
-        cut = draw(st.integers(0, len(rows)))
-        lines = [rows[:cut], rows[cut:]] if draw(st.booleans()) else [rows]
-        more = draw(st.integers(0, 7)) == 0
-        for n, line in enumerate(lines, 1):
-            final = Final(tuple(line), more or n < len(lines))
+        more, caught_up = draw(st.integers(0, 7)) == 0, draw(st.integers(0, 3)) > 0
+        table = draw(tables(events, rows, names)) if with_tables and draw(st.integers(0, 7)) else None
+        cut, seam = draw(st.integers(0, len(rows))), draw(st.integers(0, len(table or ())))
+        lines = [(rows[:cut], (table or ())[:seam]), (rows[cut:], (table or ())[seam:])]
+        lines = lines if draw(st.booleans()) else [(rows, table or ())]
+        for n, (part, pairs) in enumerate(lines, 1):
+            final = Final(tuple(part), more or n < len(lines), None if table is None else pairs, caught_up)
             events.append(Event(99, f"{region}/final", region, "final", "read", None, f"{region}-primary", final))
     return events
 
 
+@st.composite
+def tables(draw: st.DrawFn, events: list[Event], rows: list[Row], names: list[str]) -> tuple[tuple[str, int], ...]:
+    """A region's table of requests: mostly what clients were told, with a few lines too few, too many, or wrong."""
+    told = {e.value: f"{e.request_id}" for e in events if (e.type, e.op) == ("ok", "append")}
+    any_name = st.sampled_from([*names, "foreign"])
+    pairs = [(told.get(row) or draw(any_name), row.zk_id) for row in rows if draw(st.integers(0, 9))]
+    pairs += draw(st.lists(st.tuples(any_name, st.integers(0, 6)), max_size=1))
+    return tuple(draw(st.permutations(pairs)) if draw(st.booleans()) else sorted(pairs, key=lambda pair: pair[1]))
+
+
 def agrees_with_the_definition(events: list[Event]) -> None:
     truth = definition.History(events)
+    if truth.refused():
+        with pytest.raises(BadInput, match=r"is answered at \d+ what it asks at"):
+            check(events)
+        return
     expected = truth.anomalies()
     verdict = check(events, keep=MANY)
     found = {kind: sorted(o.zk_id for o in verdict.anomalies if o.kind == kind) for kind in verdict.counts}
@@ -340,6 +358,198 @@ def test_entries_read_before_the_first_append_belong_to_an_earlier_run() -> None
 def test_entries_read_later_do_not() -> None:
     after = Event(45, "a/0", "a", "ok", "read", None, "a-primary", Read(0, 3, GOOD[2:3]))
     assert check([*RIGHT[6:], after, *finals(GOOD)]).counts == {"excess": 3}
+
+
+# Whose each entry is
+
+#: Which request became which entry when nothing is wrong.
+TABLE = tuple((f"q{n}", row.zk_id) for n, row in enumerate(GOOD))
+
+
+def with_requests(table: Iterable[tuple[str, int]], rows: Iterable[Row] = GOOD, regions: str = "a") -> list[Event]:
+    final = Final(tuple(rows), requests=tuple(table))
+    return [Event(99, f"{r}/final", r, "final", "read", None, f"{r}-primary", final) for r in regions]
+
+
+def test_a_right_history_whose_finals_say_whose_each_entry_is_is_valid() -> None:
+    verdict = check(RIGHT + with_requests(TABLE, regions="ab"))
+    assert verdict.valid
+    assert verdict.checked["requests"] == 5
+    assert str(verdict) == str(check(RIGHT + finals(GOOD)))
+
+
+def test_an_append_that_stands_as_two_entries_is_named_where_counting_is_blind() -> None:
+    """The reply to q4 was lost, and the entry after it is its retry; another append that timed out never happened."""
+    unheard = [RIGHT[8], RIGHT[8]._replace(request_id="q5"), RIGHT[8]._replace(type="info")]
+    rows = [*GOOD, successor(GOOD[-1], "a")]
+    assert check(RIGHT[:8] + unheard + finals(rows, "a") + finals(rows, "b")).valid
+    verdict = check(RIGHT[:8] + unheard + with_requests([*TABLE, ("q4", 6)], rows, "ab"))
+    assert verdict.counts == {"exactly-once": 1}
+    assert str(verdict) == (
+        "Invalid: append q4 of a/1 stands more than once: as entry 5 in a and b and entry 6 in a and b."
+    )
+
+
+def test_an_append_that_is_another_entry_in_another_region_is_named() -> None:
+    swapped = [*TABLE[:3], ("q3", 5), ("q4", 4)]
+    verdict = check(RIGHT + with_requests(TABLE, regions="a") + with_requests(swapped, regions="b"))
+    assert verdict.counts == {"exactly-once": 1, "mismatch": 2}
+    (twice,) = [anomaly for anomaly in verdict.anomalies if anomaly.kind == "exactly-once"]
+    assert str(twice) == "append q3 of b/1 stands more than once: as entry 4 in a and entry 5 in b"
+
+
+def test_an_append_that_failed_for_certain_and_stands_is_named() -> None:
+    refused = [*RIGHT[:-1], RIGHT[-1]._replace(type="fail", value=None)]
+    verdict = check(refused + with_requests(TABLE, regions="ab"))
+    assert verdict.counts == {"aborted-read": 1}
+    assert str(verdict) == (
+        "Invalid: append q4 of a/1 failed for certain and stands all the same as entry 5 in a and b."
+    )
+    assert check(refused + with_requests(TABLE[:4], GOOD[:4], "ab")).valid
+
+
+def test_a_failed_append_does_not_hide_behind_another_that_may_have_happened() -> None:
+    """By count alone one entry for one indefinite append is right."""
+    unheard = [RIGHT[-2]._replace(request_id="q5"), *RIGHT[:-1], RIGHT[-1]._replace(type="fail", value=None)]
+    assert check(unheard + finals(GOOD)).valid
+    assert check(unheard + with_requests(TABLE, regions="ab")).counts == {"aborted-read": 1}
+
+
+def test_an_append_that_was_acknowledged_with_anothers_entry_is_named() -> None:
+    table = [*TABLE[:3], ("q4", 4), ("q3", 5)]
+    verdict = check(RIGHT + with_requests(table, regions="ab"))
+    assert verdict.counts == {"mismatch": 2}
+    assert "append q3 was acknowledged to b/1 with entry 4 of c" in str(verdict)
+    assert "and in a it stands as entry 5" in str(verdict)
+    taken = [*RIGHT[:-2], RIGHT[-2]._replace(request_id="q5"), *RIGHT[-2:]]
+    verdict = check(taken + with_requests([*TABLE[:4], ("q5", 5)], regions="ab"))
+    assert verdict.counts == {"mismatch": 1}
+    assert "in a it is not the one whose entry 5 is" in str(verdict)
+
+
+def test_an_entry_of_a_request_that_no_client_made_is_named() -> None:
+    rows = [*GOOD, successor(GOOD[-1], "a")]
+    verdict = check(RIGHT + with_requests([*TABLE, ("x", 6)], rows, "ab"))
+    assert verdict.counts == {"unexpected": 1}
+    assert str(verdict) == (
+        "Invalid: entry 6 in a and b is of request x, which no client of this history made."
+    )
+    before = Event(0, "a/0", "a", "ok", "read", None, "a-primary", Read(0, 3, GOOD[2:3]))
+    earlier = [("old", 1), ("older", 2), ("oldest", 3), *TABLE[3:]]
+    assert check([before, *RIGHT[6:], *with_requests(earlier, regions="ab")]).valid, "an earlier run's"
+
+
+def test_an_entry_that_a_region_keeps_without_its_request_is_named() -> None:
+    """A retry would find nothing there, and write the entry a second time."""
+    verdict = check(RIGHT + with_requests(TABLE, regions="a") + with_requests(TABLE[:4], regions="b"))
+    assert verdict.counts == {"unexpected": 1}
+    assert str(verdict) == "Invalid: entry 5 in b is of no request that its table knows of."
+    cut = with_requests(TABLE[:4], regions="b")
+    cut[0] = cut[0]._replace(value=cut[0].value._replace(more=True))
+    assert check(RIGHT + with_requests(TABLE, regions="a") + cut).valid is None
+
+
+def test_an_entry_on_record_as_two_appends_is_named() -> None:
+    twins = [RIGHT[-2]._replace(request_id="q5"), *RIGHT]
+    verdict = check(twins + with_requests([*TABLE, ("q5", 5)], regions="ab"))
+    assert verdict.counts == {"shared": 1}
+    assert str(verdict) == "Invalid: entry 5 in a is of two appends, q4 and q5."
+
+
+def test_a_request_on_record_without_its_entry_is_named() -> None:
+    unheard = RIGHT[:-1]
+    assert check(unheard + with_requests(TABLE[:4], GOOD[:4], "ab")).valid
+    verdict = check(unheard + with_requests(TABLE, GOOD[:4], "ab"))
+    assert verdict.counts == {"lost": 1}
+    assert str(verdict) == "Invalid: append q4 is on record in a as entry 5, which is missing there."
+
+
+def test_whose_each_entry_is_cannot_be_said_of_appends_without_request_ids() -> None:
+    nameless = [e._replace(request_id=None) for e in RIGHT]
+    with pytest.raises(BadInput, match="appends without request id"):
+        check(nameless + with_requests(TABLE))
+
+
+def test_the_lines_of_a_final_agree_on_what_it_holds() -> None:
+    first = finals(GOOD[:3], "a", more=True)
+    for change in ({"requests": ()}, {"caught_up": False}):
+        rest = first[0]._replace(value=Final(GOOD[3:])._replace(**change))  # type: ignore[arg-type]
+        with pytest.raises(BadInput, match="the lines of a's final do not agree"):
+            check([*RIGHT, *first, rest])
+
+
+# Regions that had not caught up
+
+
+def behind(rows: Iterable[Row], regions: str = "b") -> list[Event]:
+    return [e._replace(value=e.value._replace(caught_up=False)) for e in finals(rows, regions)]
+
+
+@pytest.mark.parametrize(
+    "rows", [GOOD[:3], GOOD[:0], GOOD[2:], [GOOD[0], GOOD[2], GOOD[4]]], ids=["end", "all", "beginning", "holes"]
+)
+def test_what_a_region_lacks_that_had_not_caught_up_makes_the_verdict_unknown(rows: Sequence[Row]) -> None:
+    assert check(RIGHT + finals(GOOD, "a") + finals(rows, "b")).valid is False
+    verdict = check(RIGHT + finals(GOOD, "a") + behind(rows))
+    assert (verdict.valid, verdict.exit_code) == (None, 2)
+    assert "b had not caught up when its chain was read, which lacks" in str(verdict)
+    assert verdict.unchecked == (f"{5 - len(rows)} entries that b may yet get, which had not caught up",)
+
+
+def test_a_region_that_lacks_nothing_is_judged_though_it_was_said_to_be_behind() -> None:
+    assert check(RIGHT + finals(GOOD, "a") + behind(GOOD)).valid
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind"),
+    [
+        ([*GOOD[:3], FORKS[3]], "fork"),
+        ([*GOOD[:3], GOOD[3]._replace(hash="0" * 32)], "link"),
+        ([*GOOD[:2], GOOD[1]], "duplicate"),
+        ([*GOOD[:2], WRONG[2]], "malformed"),
+    ],
+)
+def test_what_lag_cannot_explain_stays_invalid_in_a_region_that_had_not_caught_up(rows: list[Row], kind: str) -> None:
+    verdict = check(RIGHT + finals(GOOD, "a") + behind(rows))
+    assert verdict.valid is False
+    assert kind in verdict.counts
+    assert "b may yet get" in str(verdict)
+
+
+def test_an_entry_that_no_region_holds_is_lost_though_none_had_caught_up() -> None:
+    assert check(RIGHT + behind(GOOD[:4], "ab")).counts == {"lost": 1}
+    away = events_of("c/1", "q5", successor(GOOD[-1], "c"), 90, 95)
+    assert check(RIGHT + away + behind(GOOD, "ab")).valid is None, "the region that was not read may hold it"
+
+
+def test_a_number_that_was_never_used_is_a_gap_though_no_region_had_caught_up() -> None:
+    assert check(RIGHT[:6] + RIGHT[8:] + behind([*GOOD[:3], GOOD[4]], "ab")).counts == {"gap": 1}
+    half = [GOOD[0], *GOOD[3:]]
+    verdict = check(RIGHT[:4] + RIGHT[6:] + behind(half, "a") + behind([*GOOD[:2], *GOOD[3:]], "b"))
+    assert [(o.kind, o.zk_id, o.region) for o in verdict.anomalies] == [("gap", 2, "a"), ("gap", 3, "b")]
+
+
+# Records
+
+
+def test_an_answer_that_is_timed_before_its_question_is_refused() -> None:
+    late = RIGHT[1]._replace(time=RIGHT[0].time - 1)
+    with pytest.raises(BadInput, match="a/1 is answered at -1 what it asks at 0: append q0"):
+        check([RIGHT[0], late, *RIGHT[2:]])
+    assert check([RIGHT[0], RIGHT[1]._replace(time=0), *RIGHT[2:]]).valid, "the clock may be coarse"
+    for kind in ("fail", "info"):
+        with pytest.raises(BadInput, match="is answered at"):
+            check([RIGHT[0], late._replace(type=kind, value=None)])  # type: ignore[arg-type]
+    read = Event(20, "a/1", "a", "invoke", "read", None, "a-replica-1")
+    with pytest.raises(BadInput, match="a/1 is answered at 19 what it asks at 20: read"):
+        check([*RIGHT, read, read._replace(type="ok", time=19, value=Read(0, 5))])
+
+
+def test_a_retry_is_timed_by_its_own_question() -> None:
+    again = [e._replace(time=e.time + 90) for e in RIGHT[:2]]
+    assert check(RIGHT + again + finals(GOOD)).valid
+    with pytest.raises(BadInput, match="is answered at 89 what it asks at 90"):
+        check([*RIGHT, again[0], again[1]._replace(time=89)])
 
 
 def test_of_several_acknowledgements_the_earliest_counts() -> None:

@@ -24,14 +24,18 @@ class Story:
 
     events: list[Event] = field(default_factory=list)
     finals: dict[str, list[Row]] = field(default_factory=dict)
+    #: Which request became which entry, by region; empty where nobody asked.
+    requests: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
     cut: set[str] = field(default_factory=set)
 
     def all(self) -> Iterable[Event]:
         yield from self.events
         for region, rows in self.finals.items():
             lines = [rows[n : n + 1000] for n in range(0, max(len(rows), 1), 1000)]
+            table = self.requests.get(region)
             for n, line in enumerate(lines, 1):
-                final = Final(tuple(line), n < len(lines) or region in self.cut)
+                pairs = None if table is None else tuple(table if n == len(lines) else ())
+                final = Final(tuple(line), n < len(lines) or region in self.cut, pairs)
                 yield Event(1 << 40, f"{region}/final", region, "final", "read", None, f"{region}-primary", final)
 
     def find(self, kind: str, zk_id: int) -> int:
@@ -41,6 +45,10 @@ class Story:
 
     def chain(self) -> list[Row]:
         return self.finals["us-east"]
+
+    def say_whose(self) -> None:
+        """From now on the finals say which request became which entry."""
+        self.requests = {r: [(f"request {row.zk_id}", row.zk_id) for row in rows] for r, rows in self.finals.items()}
 
     def everywhere(self, change: Callable[[list[Row]], object]) -> None:
         for rows in self.finals.values():
@@ -112,6 +120,12 @@ def test_the_history_is_right_as_it_is() -> None:
     assert verdict.checked["entries"] == APPENDS
     assert (verdict.checked["chains"], verdict.checked["links"]) == (3, 3 * APPENDS)
     assert not verdict.unchecked
+
+
+def test_it_is_right_too_when_finals_say_whose_each_entry_is() -> None:
+    verdict = spoiled(Story.say_whose)
+    assert str(verdict).startswith("Valid: ")
+    assert verdict.checked["requests"] == APPENDS
 
 
 # Plants: each spoils one thing and gives the place at which it must be named.
@@ -240,6 +254,38 @@ def order_against_real_time(story: Story) -> int:
     return SURE
 
 
+def append_on_record_twice(story: Story) -> int:
+    """Every append may have happened once; one did twice, and another not at all."""
+    story.say_whose()
+    extra = successor(RIGHT.chain()[-1], "x")
+    story.events.append(Event(1 << 39, "us-east/0", "us-east", "invoke", "append", "never", "us-east-primary"))
+    for region, rows in story.finals.items():
+        rows.append(extra)
+        story.requests[region].append((f"request {UNSURE}", extra.zk_id))
+    return extra.zk_id
+
+
+def failed_append_on_record(story: Story) -> int:
+    story.say_whose()
+    refused = next(e.request_id for e in story.events if e.type == "fail" and e.request_id)
+    for table in story.requests.values():
+        table[UNSURE - 1] = (refused, UNSURE)
+    return UNSURE
+
+
+def entry_of_a_request_that_nobody_made(story: Story) -> int:
+    story.say_whose()
+    story.requests["ap-south"][UNSURE - 1] = ("nobody's", UNSURE)
+    return UNSURE
+
+
+def entry_on_record_as_anothers(story: Story) -> int:
+    story.say_whose()
+    for table in story.requests.values():
+        table[SURE - 1], table[UNSURE - 1] = (f"request {UNSURE}", SURE), (f"request {SURE}", UNSURE)
+    return SURE
+
+
 def nth_read(story: Story, after: int) -> int:
     return next(n for n, e in enumerate(story.events) if isinstance(e.value, Read) and e.value.watermark > after)
 
@@ -301,6 +347,10 @@ PLANTS: list[tuple[Callable[[Story], int], str, set[str]]] = [
     (entry_read_and_then_gone, "lost", set()),
     (region_behind, "diverged", set()),
     (append_written_twice_after_a_lost_reply, "excess", set()),
+    (append_on_record_twice, "exactly-once", set()),
+    (failed_append_on_record, "aborted-read", set()),
+    (entry_of_a_request_that_nobody_made, "unexpected", set()),
+    (entry_on_record_as_anothers, "mismatch", set()),
     (order_against_real_time, "reordered", set()),
     (hole_in_a_read, "hole", set()),
     (hole_below_a_read, "hole", set()),
