@@ -71,7 +71,7 @@ class Lease:
     def __init__(self, view: View, what: str, ordering: str = "", *, fresh: bool, timeout: float = 10.0) -> None:
         self._me = Holder(what, ordering, os.getpid(), _user(), socket.gethostname(), time.time())
         self._fresh, self._timeout = fresh, timeout
-        self._changed, self._lost = threading.Event(), threading.Event()
+        self._changed, self.lost = threading.Event(), threading.Event()
         self._region = view.region
         self.client = connect(view, timeout=timeout)
         self.client.add_listener(self._on_state)
@@ -100,11 +100,11 @@ class Lease:
 
     def keep(self) -> None:
         """Take the lease again if its session has ended. Raises `ClusterError` when somebody else had the chain."""
-        if self._lost.is_set() and self.client.connected:
+        if self.lost.is_set() and self.client.connected:
             try:
                 self._take_again()
             except LOST:  # the next call tries again
-                self._lost.set()
+                self.lost.set()
 
     def check(self, timeout: float | None = None) -> None:
         """Make sure that nobody else has had the chain since the lease was taken.
@@ -161,7 +161,7 @@ class Lease:
         return str(results[-1])
 
     def _take_again(self) -> None:
-        self._lost.clear()
+        self.lost.clear()
         while True:
             data, stat = self._ask("get", USERS)
             if int(data) != self._generation:
@@ -179,7 +179,7 @@ class Lease:
 
     def _on_state(self, state: str) -> None:
         if state == KazooState.LOST:
-            self._lost.set()
+            self.lost.set()
 
     def _unavailable(self, what: str) -> Unavailable:
         return Unavailable(
