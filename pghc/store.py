@@ -75,7 +75,7 @@ class Reader:
     ``timeout`` is the limit of each call in seconds. Calls raise `Unavailable` when the server cannot be reached.
     """
 
-    _held: psycopg.Connection[TupleRow] | None = None
+    _held: BoundedConnection | None = None
 
     def __init__(
         self, view: View, node: str, *, timeout: float = 5.0, connections: int = 4, admin: bool = False

@@ -30,7 +30,7 @@ from pghc.cluster import BACKENDS, Backend, default_directory, open_backend
 from pghc.cluster.local.embedded import Embedded
 from pghc.errors import BadInput, ClusterError, PghcError
 from pghc.faults.injection import Faults
-from pghc.faults.nemesis import Nemesis, save_diagnostics, schedule
+from pghc.faults.trials import trial
 from pghc.store import Reader, Store
 from pghc.topology import View, load
 from pghc.verify import history
@@ -39,7 +39,7 @@ from pghc.verify.checker import Verdict
 from pghc.verify.checker import check as check_events
 from pghc.verify.edn import to_edn
 from pghc.verify.shiviz import to_shiviz
-from pghc.writers import NAMES, open_writer, writer_class
+from pghc.writers import NAMES, open_writer
 
 app = typer.Typer(
     help="A laboratory for consensus, total-order broadcast and causality on real Postgres and ZooKeeper servers.",
@@ -251,34 +251,28 @@ def run(
 ) -> None:
     """Let clients in every region append at once, and judge what came of it: 0 valid, 1 invalid, 2 could not tell.
 
-    A run with --nemesis that is not valid leaves its history, its schedule and the servers' logs behind.
+    Two writers at once: causal+broadcast in each region, causal/broadcast in turns. A run with --nemesis of writers
+    that must be valid and are not leaves its history, its schedule and the servers' logs behind.
     """
     _writable(history)
     cluster = open_backend(backend, directory)
+    options = {"clients": clients, "reads": reads, "history_path": history, "fresh": fresh, "timeout": timeout}
     chaos = None
     if nemesis:
-        events = schedule(seed, cluster.topology, seconds, writer_class(writer).steps)
-        chaos = Nemesis(Faults(cluster), events, lambda text: terminal.err.print(text, style="dim", markup=False))
-    done = terminal.run(
-        cluster,
-        writer,
-        clients=clients,
-        seconds=seconds,
-        reads=reads,
-        history_path=history,
-        fresh=fresh,
-        timeout=timeout,
-        seed=seed,
-        during=chaos,
-    )
+        def say(text: str) -> None:
+            terminal.err.print(text, style="dim", markup=False)
+
+        chaos = trial(cluster, writer, seed, seconds, run=terminal.run, say=say, **options)
+    done = chaos.run if chaos else terminal.run(cluster, writer, seconds=seconds, seed=seed, **options)
     with terminal.bar("judging the history"):
         verdict = done.verdict
     if chaos:
         for trouble in chaos.troubles:
             terminal.err.print(f"not healed by itself: {trouble}", markup=False)
-        if verdict.valid is not True:
-            kept = save_diagnostics(cluster, done.path, chaos, writer=done.writer, seed=seed)
-            terminal.err.print(f"diagnostics: {kept}", markup=False)
+        if chaos.diagnostics:
+            terminal.err.print(f"diagnostics: {chaos.diagnostics}", markup=False)
+    for name, reason in done.behind.items():
+        terminal.err.print(f"not waited for any longer: {name} {reason}", markup=False)
     if json:
         put_json(
             {
@@ -295,6 +289,7 @@ def run(
                     if count
                 },
                 "caught_up_seconds": done.caught_up_seconds,
+                "behind": done.behind,
                 "history": done.path,
                 "verdict": verdict.to_dict(),
             }

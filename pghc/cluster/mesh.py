@@ -88,6 +88,11 @@ def publisher(subscription_name: str) -> str:
     return subscription_name.removeprefix("from_").replace("_", "-")
 
 
+def subscriber(slot_name: str) -> str:
+    """The region whose subscription takes a primary's rows by this slot."""
+    return slot_name.removeprefix("to_").replace("_", "-")
+
+
 def _subscriptions(store: Reader) -> list[tuple[int, str]]:
     rows = store.rows("select oid::bigint, subname from pg_subscription order by subname", what="list subscriptions")
     return [(row[0], row[1]) for row in rows]

@@ -38,6 +38,7 @@ from pghc.verify.checker import Verdict
 from pghc.verify.history import Read
 from pghc.workload import chains, runs
 from pghc.workload.latency import round_trips
+from pghc.workload.lease import Lease
 from pghc.workload.runs import Run
 from pghc.writers import open_writer
 from pghc.zookeeper import connect
@@ -164,12 +165,14 @@ class Lab:
         """Begin an empty chain in all regions; replication that is stuck on the old one goes on, links are healed.
 
         Returns when rows travel again: what is broken or slowed down next does not hit connections that are being made.
+        Raises `InUse` while a run uses the chain.
         """
-        if isinstance(self.backend, CanPartition):  # a kernel that was killed amid a fault leaves it behind
-            self.backend.heal_links()
         views = [self.view(name) for name in self.regions]
-        chains.begin_chain(views)
-        wait_for_mesh(views)
+        with Lease(views[0], "a chain that is begun in a notebook", fresh=True):
+            if isinstance(self.backend, CanPartition):  # a kernel that was killed amid a fault leaves it behind
+                self.backend.heal_links()
+            chains.begin_chain(views)
+            wait_for_mesh(views)
 
     def settle(self) -> bool:
         """Wait until all regions have the same chain; False when nothing moves any more and they do not."""

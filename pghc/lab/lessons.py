@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import inspect
 import os
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -28,15 +27,13 @@ from psycopg import sql
 from pghc.chain import Row, extend, link
 from pghc.cluster import Backend
 from pghc.cluster.mesh import subscription
-from pghc.errors import ClusterError, Indefinite, PghcError
+from pghc.errors import ClusterError, Indefinite
 from pghc.store import Reader, Store
 from pghc.topology import View
-from pghc.verify import history
 from pghc.verify.checker import Verdict, check
-from pghc.verify.history import Event, Read, Recorder
-from pghc.verify.merge import merge
-from pghc.workload.chains import begin_chain, settle
-from pghc.workload.clients import Job, RegionClients
+from pghc.verify.history import Event, Read
+from pghc.workload.runs import run
+from pghc.workload.threads import Guarded
 from pghc.writers import Base, Writer, open_writer
 from pghc.zookeeper import connect
 
@@ -246,40 +243,17 @@ def judge(
     how many appends were ok, fail and info (unknown), and the history's file. Raises what ``make`` raises, and what the
     writer's append raises that is no `PghcError`.
     """
-    views = [backend.view(name) for name in backend.topology.names]
-    begin_chain(views)
-    directory = Path(tempfile.mkdtemp(prefix="pghc-judge-"))
-    path = directory / "history.jsonl"
-    with ExitStack() as stack:
-        parts = [directory / f"{view.region}.jsonl" for view in views]
-        loads: list[RegionClients] = []
-        trouble: list[Exception] = []
-
-        def stop(error: Exception) -> None:
-            trouble.append(error)
-            for load in loads:
-                load.end = 0.0
-
-        for view, part in zip(views, parts, strict=True):
-            recorder, writer = stack.enter_context(Recorder(part)), stack.enter_context(make(view))
-            job = Job(view, "yours", clients, seconds, 0.0, timeout, str(part), 0, 0)
-            loads.append(RegionClients(job, _Guarded(writer, stop), recorder))
-            stack.callback(loads[-1].close)
-        threads = [threading.Thread(target=load.run) for load in loads]
-        threads += [threading.Thread(target=during)] if during else []
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(seconds + 10 * timeout)
-        if trouble:
-            raise trouble[0]
-        settle(views)
-    with Recorder(directory / "final.jsonl") as recorder:
-        for view in views:
-            with Reader(view, view.topology.region(view.region).primary, timeout=30) as reader:
-                recorder.final(view.region, reader.node, reader.chain())
-    merge([*parts, directory / "final.jsonl"], path)
-    return check(history.read(path)), sum((load.counts for load in loads), Counter()), path
+    done = run(
+        backend,
+        "your own writer",
+        clients=clients,
+        seconds=seconds,
+        timeout=timeout,
+        during=(lambda _clients: during()) if during else None,
+        make=make,
+    )
+    assert done.path
+    return done.verdict, Counter(ok=done.appends, fail=done.failed, info=done.unknown), done.path
 
 
 def time_steps(backend: Backend, writer: str, *, clients: int = 1, seconds: float = 2.0) -> dict[str, float]:
@@ -295,7 +269,7 @@ def time_steps(backend: Backend, writer: str, *, clients: int = 1, seconds: floa
         spent.setdefault(name, []).append(1000 * (now - clock.before))
         clock.before = now
 
-    class Timed(_Guarded):
+    class Timed(Guarded):
         def append(self, request_id: str, timeout: float = 10.0) -> Row:
             clock.before = time.monotonic()
             return super().append(request_id, timeout)
@@ -305,26 +279,6 @@ def time_steps(backend: Backend, writer: str, *, clients: int = 1, seconds: floa
 
     judge(backend, make, clients=clients, seconds=seconds)
     return {name: sorted(took)[len(took) // 2] for name, took in spent.items()}
-
-
-class _Guarded(Base):
-    """A reader's writer, whose unexpected errors are told to ``stop`` instead of being lost with their thread."""
-
-    def __init__(self, writer: Writer, stop: Callable[[Exception], None]) -> None:
-        self._writer, self._stop = writer, stop
-        self.ordered, self.exactly_once = writer.ordered, writer.exactly_once
-
-    def append(self, request_id: str, timeout: float = 10.0) -> Row:
-        try:
-            return self._writer.append(request_id, timeout)
-        except PghcError:
-            raise
-        except Exception as error:
-            self._stop(error)
-            raise Indefinite(f"the writer raised {type(error).__name__}") from error
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 class Takes(Protocol):
@@ -341,12 +295,15 @@ class SequencedWriter(Base):
     steps: tuple[str, ...] = ("numbered", "waited", "inserted")
 
     def __init__(self, view: View, make: Callable[[KazooClient, str], Takes], folder: str, errors: list[str]) -> None:
-        self.store = Store(view)
-        self.client = connect(view)
-        self.node_id = self.store.node
-        self.base = self.store.cursor().chain
-        self.errors = errors
-        self.sequencer = make(self.client, folder)
+        with ExitStack() as stack:
+            self.store = stack.enter_context(Store(view))
+            self.client = connect(view)
+            stack.callback(self.client.end)
+            self.node_id = self.store.node
+            self.base = self.store.cursor().chain
+            self.errors = errors
+            self.sequencer = make(self.client, folder)
+            self._resources = stack.pop_all()
 
     @classmethod
     def of(cls, make: type[Takes], *, lose_every: int = 0) -> Maker:
@@ -370,8 +327,7 @@ class SequencedWriter(Base):
         return row
 
     def close(self) -> None:
-        self.store.close()
-        self.client.end()
+        self._resources.close()
 
 
 class Maker:

@@ -4,6 +4,7 @@ standard input, ends with it, and reports on standard output.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import pickle
@@ -43,6 +44,8 @@ def main() -> None:
                 doom.append(argument)
             elif word == "break":
                 _break_connection(writer)
+            elif word == "pause":
+                _pause(float(argument))
             with heard:
                 words.add(word)
                 heard.notify_all()
@@ -90,10 +93,23 @@ def _open(job: Job, step: Callable[[str], None]) -> Writer:
     deadline = time.monotonic() + 25
     while True:
         try:
-            return open_writer(job.writer, job.view, step)
+            writer = open_writer(job.writer, job.view, step)
         except Unavailable:
             if job.life == 1 or time.monotonic() > deadline:
                 raise
+        else:
+            if job.segment_size and (sequencer := getattr(writer, "sequencer", None)):
+                sequencer.segment_size = job.segment_size
+            return writer
+
+
+def _pause(seconds: float) -> None:
+    """Stop all threads of this process for so long, as a pause of its machine would.
+
+    A C function that is called without giving up the interpreter's lock; unlike SIGSTOP, it ends by itself also when
+    whoever asked for it has died.
+    """
+    ctypes.PyDLL(None).poll(None, 0, int(1000 * seconds))
 
 
 def _break_connection(writer: Writer) -> None:

@@ -4,6 +4,7 @@ again under the same request id where the writer promises that this is safe, as 
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -11,6 +12,7 @@ from array import array
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
@@ -52,6 +54,8 @@ class Job:
     seed: int
     life: int = 1  # of the region's process: one that was killed is followed by another
     careful: bool = False  # write each line of the history at once, since the process may be killed
+    name: str = ""  # of the clients of this job, where a region has several jobs
+    segment_size: int | None = None  # entries of the log after which the writer begins another segment
 
 
 class RegionClients:
@@ -65,20 +69,25 @@ class RegionClients:
         self.errors: Counter[str] = Counter()
         self.latencies = array("d")
         self.lock = threading.Lock()
+        self.end = math.inf
         self.random = random.Random(f"{job.seed} {self.region} {job.life}")  # noqa: S311  # no secrets: ids, samples
         region = job.view.topology.region(self.region)
         servers = (*region.replica_names, region.primary) if job.reads else ()
-        self.readers = {name: Reader(job.view, name, timeout=min(job.timeout, 5.0)) for name in servers}
+        self.readers: dict[str, Reader] = {}
+        with ExitStack() as stack:
+            for name in servers:
+                self.readers[name] = stack.enter_context(Reader(job.view, name, timeout=min(job.timeout, 5.0)))
+            self._opened = stack.pop_all()
 
     def run(self) -> float:
         """Run them all; returns the seconds from the first invocation to the last answer."""
         began = time.monotonic()
-        self.end = began + self.job.seconds
+        self.end = min(self.end, began + self.job.seconds)  # it may have been told to end already
         if self.job.in_flight:
             self._pipeline()
         else:
             life = f".{self.job.life}" if self.job.life > 1 else ""  # a new process is a new client
-            names = [f"{self.region}/{number}{life}" for number in range(1, self.job.clients + 1)]
+            names = [f"{self.region}/{self.job.name}{number}{life}" for number in range(1, self.job.clients + 1)]
             threads = [threading.Thread(target=self._client, args=(name,), name=name) for name in names]
             for thread in threads:
                 thread.start()
@@ -99,8 +108,8 @@ class RegionClients:
 
     def _append(self, process: str, request_id: str, seen: int) -> int:
         tries = 3 if self.writer.exactly_once else 1
+        asked = time.monotonic()
         for attempt in range(1, tries + 1):
-            started = time.monotonic()
             if self.recorder:
                 self.recorder.invoke(process, self.region, "append", request_id, self.node)
                 if self.job.careful:
@@ -121,8 +130,8 @@ class RegionClients:
                     self.recorder.ok(process, self.region, "append", request_id, self.node, row)
                     if self.job.careful:
                         self.recorder.flush()
-                self._acknowledged(started)
-                return max(seen, row.zk_id)
+                self._acknowledged(asked)
+                return row.zk_id  # the newest it has seen, unless another chain was begun
         return seen
 
     def _read(self, process: str, node: str, seen: int) -> int:
@@ -154,7 +163,7 @@ class RegionClients:
             raise BadInput(f"the writer {self.job.writer} cannot have many appends of one client in flight")
         group = max(1, min(GROUP, self.job.in_flight // 10))
         room = threading.Semaphore(self.job.in_flight // group)
-        process = f"{self.region}/1"
+        process = f"{self.region}/{self.job.name}1"
 
         def answered(started: float, requests: Sequence[str], future: Future[list[Row]]) -> None:
             room.release()
@@ -178,8 +187,9 @@ class RegionClients:
             if not room.acquire(timeout=self.job.timeout):
                 break
 
-    def _acknowledged(self, started: float, times: int = 1) -> None:
-        took = 1000 * (time.monotonic() - started)
+    def _acknowledged(self, asked: float, times: int = 1) -> None:
+        """They were asked for first at ``asked``: what a client waits for includes its retries."""
+        took = 1000 * (time.monotonic() - asked)
         with self.lock:
             self.counts["ok"] += times
             if len(self.latencies) < LATENCIES:
@@ -193,5 +203,4 @@ class RegionClients:
             self.errors[getattr(error, "what", repr(error))] += times
 
     def close(self) -> None:
-        for reader in self.readers.values():
-            reader.close()
+        self._opened.close()

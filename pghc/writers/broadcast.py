@@ -99,7 +99,7 @@ class Broadcast(Sharing):
         self._slots.release()
         position = None if answer.exception else position_of(segment, answer.get_nowait())
         if position:
-            if position - segment.base >= SEGMENT:
+            if position - segment.base >= self.sequencer.segment_size:
                 self._ended = segment
             return
         if not answer.exception:

@@ -16,7 +16,8 @@ import pytest
 from pghc.chain import Row
 from pghc.cluster.local.embedded import Embedded
 from pghc.faults.injection import Faults
-from pghc.faults.nemesis import Nemesis, schedule
+from pghc.faults.nemesis import Nemesis
+from pghc.faults.schedule import BEGIN, schedule
 from pghc.store import Store
 from pghc.verify import history
 from pghc.verify.checker import check
@@ -45,6 +46,10 @@ class Crowd:
     @property
     def elapsed(self) -> float:
         return time.monotonic() - self._began
+
+    def wait(self, seconds: float) -> bool:
+        time.sleep(seconds)
+        return False
 
     def kill(self, region: str, _step: str) -> None:
         """An API node is killed amid its requests, whose replies are lost, and started again."""
@@ -126,8 +131,8 @@ def clients_under_faults(cluster: Embedded, path: Path, seconds: float, seed: in
     chains.begin_chain(list(views.values()))
     with Recorder(path) as recorder:
         crowd = Crowd(cluster, recorder, seconds)
-        events = schedule(seed, cluster.topology, seconds, steps=("answered",))
-        events = [event for event in events if event.kind != "lose-replies"]
+        others = ("lose-replies", "pause-clients", BEGIN)
+        events = schedule(seed, cluster.topology, seconds, steps=("answered",), leave_out=others)
         nemesis = Nemesis(Faults(cluster), events, say=print)
         thread = threading.Thread(target=nemesis, args=(crowd,))
         thread.start()

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from pghc.chain import Row, link
 from pghc.cluster.mesh import publisher, subscription
 from pghc.errors import BadInput
-from pghc.faults.nemesis import KINDS, LONGEST, QUIET, schedule
 from pghc.sequencer import BEGIN, VOID, Entry, Segment, canonical
 from pghc.store import Cursor
 from pghc.topology import load
@@ -132,21 +131,3 @@ def test_each_writer_names_the_steps_after_which_it_may_die() -> None:
     assert NAMES[-2:] == ("causal", "broadcast")
     assert causal.Causal.steps == ("numbered", "waited", "inserted")
     assert broadcast.Broadcast.steps == ("queued", "sent", "applied")
-
-
-@given(st.integers(0, 10_000), st.floats(5, 60))
-def test_a_schedule_is_the_same_for_the_same_seed_and_ends_before_the_quiet_time(seed: int, seconds: float) -> None:
-    topology = load()
-    events = schedule(seed, topology, seconds, ("numbered", "waited"))
-    assert events == schedule(seed, topology, seconds, ("numbered", "waited"))
-    assert all(event.kind in KINDS and event.seconds <= LONGEST for event in events)
-    assert all(event.at + event.seconds <= seconds - QUIET + 0.02 for event in events)
-
-
-@given(st.integers(0, 10_000))
-def test_a_schedule_never_hits_one_server_twice_at_the_same_time(seed: int) -> None:
-    until: dict[str, float] = {}
-    for event in schedule(seed, load(), 30, ("numbered",)):
-        if event.kind in ("kill", "pause"):
-            assert until.get(event.targets[0], 0) <= event.at
-            until[event.targets[0]] = event.at + event.seconds
