@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import inspect
 import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence

@@ -8,7 +8,7 @@ import threading
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -179,18 +179,14 @@ def run(
         begun = crew.begun()
         still = 5.0 if ordered else 1.0  # links and servers that were healed take their time
         settled = catch_up(everywhere, still=still, by_log=by_log)
+        lease.check()
         path = None
         if keep_history:
             path = Path(history_path) if history_path else new_history()
-            with Recorder(parts / "final.jsonl") as recorder:
-                for name, view in views.items():
-                    with Store(view, timeout=60) as store, store.snapshot() as now:
-                        caught_up = name not in settled.behind
-                        recorder.final(name, store.node, now.chain(), now.requests(), caught_up=caught_up)
+            _record_finals(parts / "final.jsonl", everywhere, settled.behind, lease)
             lives = sorted(parts.glob("*.[0-9]*.jsonl"))
             merge([*(leave_out(part, begun) for part in lives), parts / "final.jsonl"], path)
         results = crew.results()
-        lease.check()
     latencies = {name: array("d") for name, _ in results}
     for name, result in results:
         latencies[name].extend(result["latencies_ms"])
@@ -270,6 +266,20 @@ def _record_inheritance(path: Path, views: Sequence[View]) -> None:
                 mark, rows = store.recent(1, prefix=False)
                 seen = Read(0, max(mark, rows[-1].zk_id if rows else 0), tuple(rows))
                 recorder.ok(f"before/{view.region}", view.region, "read", None, store.node, seen)
+
+
+def _record_finals(path: Path, views: Sequence[View], behind: Container[str], lease: Lease) -> None:
+    """Record each region's whole chain; once more if somebody came to use the chain meanwhile."""
+    while True:
+        alone = lease.alone
+        with Recorder(path) as recorder:
+            for view in views:
+                with Store(view, timeout=60) as store, store.snapshot() as now:
+                    held = {"caught_up": view.region not in behind, "alone": alone}
+                    recorder.final(view.region, store.node, now.chain(), now.requests(), **held)
+        lease.check()
+        if lease.alone == alone:
+            return
 
 
 def _catch(work: Callable[[], None], trouble: list[Exception]) -> None:
