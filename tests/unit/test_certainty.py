@@ -37,7 +37,7 @@ OTHERS = Entry("eu-west-primary", (str(UUID(int=1)),))  # an entry that its writ
 
 
 class Fault(NamedTuple):
-    """What comes of a call, so many times: an error, before or after it has had its effect; no error, and it is slow."""
+    """What comes of a call, so many times: an error, before or after its effect; without an error it is slow."""
 
     error: Exception | None
     after: bool
@@ -265,7 +265,8 @@ def opened(name: str, world: World) -> Iterator[Any]:
     ordering = patch.object(writers, "ordering", lambda _, *of: world.ordering(*of))
     replaced = {name: stand_in for name, stand_in in stands_in.items() if hasattr(module, name)}
     clocks = patch.object(writers, "time", clock)
-    with connect, ordering, clocks, patch.multiple(module, **replaced), getattr(module, name.capitalize())(VIEW) as writer:
+    servers = patch.multiple(module, **replaced)
+    with connect, ordering, clocks, servers, getattr(module, name.capitalize())(VIEW) as writer:
         writer.patience = 0.02
         yield writer
 
