@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from pghc.cluster import Backend
-from pghc.errors import BadInput, ClusterError
+from pghc.errors import BadInput, ClusterError, Unavailable
 from pghc.store import Store
 from pghc.topology import View
 from pghc.verify import history
@@ -179,14 +179,18 @@ def run(
         begun = crew.begun()
         still = 5.0 if ordered else 1.0  # links and servers that were healed take their time
         settled = catch_up(everywhere, still=still, by_log=by_log)
-        path = None
+        path, behind = None, dict(settled.behind)
         if keep_history:
             path = Path(history_path) if history_path else new_history()
             with Recorder(parts / "final.jsonl") as recorder:
                 for name, view in views.items():
-                    with Store(view, timeout=60) as store, store.snapshot() as now:
-                        caught_up = name not in settled.behind
-                        recorder.final(name, store.node, now.chain(), now.requests(), caught_up=caught_up)
+                    caught_up = name not in settled.behind
+                    try:
+                        with Store(view, timeout=60 if caught_up else 5) as store, store.snapshot() as now:
+                            recorder.final(name, store.node, now.chain(), now.requests(), caught_up=caught_up)
+                    except Unavailable as error:  # what is known of the others is worth keeping
+                        behind[name] = f"could not be read in the end: {error.what}"
+                        recorder.final(name, view.topology.region(name).primary, (), caught_up=False)
             lives = sorted(parts.glob("*.[0-9]*.jsonl"))
             merge([*(leave_out(part, begun) for part in lives), parts / "final.jsonl"], path)
         results = crew.results()
@@ -205,7 +209,7 @@ def run(
         sum((Counter(result["errors"]) for _, result in results), Counter()),
         latencies,
         None if settled.since is None else max(settled.since - ended, 0.0),
-        dict(settled.behind),
+        behind,
     )
 
 
