@@ -92,7 +92,7 @@ class Judgement:
         if self._heard.reads:
             parts.append(f"{count(self._heard.reads, 'read')} saw a prefix and went never back")
         if others := len(self._known) - acknowledged:
-            parts.append(f"{count(others, 'entry')} of indefinite appends or an earlier run")
+            parts.append(f"{count(others, 'entry')} of indefinite appends or of others")
         return "; ".join(parts)
 
     # What to look for
@@ -161,6 +161,8 @@ class Judgement:
         """More entries than acknowledged and indefinite appends; not those of an earlier run."""
         told = set(map(self._appends.zk_id.__getitem__, order))
         rest = sorted(zk_id for zk_id in self._known if zk_id > self._heard.inherited and zk_id not in told)
+        if not all(chain.alone for chain in self._chains):
+            return
         if len(rest) > indefinite:
             rows = tuple(self._known[zk_id] for zk_id in rest[: indefinite + 1])
             explain = partial(self._explain.excess, rows, len(rest))
@@ -213,7 +215,7 @@ class Judgement:
             if appends.acked[number] == NEVER and appends.open[number] <= 0:
                 if not appends.foreign(number):
                     add("aborted-read", zk_id, partial(explain.aborted_read, number, zk_id))
-                elif zk_id > self._heard.inherited:
+                elif chain.alone and zk_id > self._heard.inherited:
                     add("unexpected", zk_id, partial(explain.unexpected, number, zk_id))
         return first
 

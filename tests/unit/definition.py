@@ -80,6 +80,7 @@ class History:
         self.finals: dict[tuple[str, str | None], list[Row]] = {}
         self.whole: dict[tuple[str, str | None], bool] = {}
         self.caught_up: dict[tuple[str, str | None], bool] = {}
+        self.alone: dict[tuple[str, str | None], bool] = {}
         self.tables: dict[tuple[str, str | None], set[tuple[str, int]]] = {}
         for event in events:
             if event.type == "final":
@@ -87,6 +88,7 @@ class History:
                 self.finals[key] = [*self.finals.get(key, []), *event.value.rows]
                 self.whole[key] = not event.value.more
                 self.caught_up[key] = event.value.caught_up
+                self.alone[key] = event.value.alone
                 if event.value.requests is not None:
                     self.tables.setdefault(key, set()).update(pair for pair in event.value.requests if pair[1] >= 1)
         self.unread = {e.region for e in events} - {region for region, _ in self.finals}
@@ -215,7 +217,7 @@ class History:
         }
 
     def excess(self) -> list[int]:
-        if self.tables:
+        if self.tables or not all(self.alone.values()):
             return []
         places = {zk_id for zk_id in self.places() if zk_id > self.inherited()}
         rest = places - {row.zk_id for row in self.acknowledged().values()}
@@ -231,7 +233,8 @@ class History:
         return {zk_id for table in self.tables.values() for request, zk_id in table if request in failed}
 
     def unexpected(self) -> set[int]:
-        foreign = {zk_id for table in self.tables.values() for one, zk_id in table if one not in self.requests}
+        alone = [table for key, table in self.tables.items() if self.alone[key]]
+        foreign = {zk_id for table in alone for one, zk_id in table if one not in self.requests}
         unclaimed = {
             row.zk_id
             for key, table in self.tables.items()
