@@ -207,16 +207,22 @@ class Embedded:
             )
             assert child.stdin
             assert child.stdout
-            with suppress(BrokenPipeError), child.stdin as orders:
-                orders.write(json.dumps({"directory": str(self.directory), "tools": tools.to_json()}).encode() + b"\n")
-            with child.stdout as answer:
-                if not select.select([answer], [], [], ANSWER)[0]:
-                    child.kill()
-                    raise ClusterError(f"the supervisor said nothing within {ANSWER:g} s of its start; it was ended")
-                if not answer.readline():
-                    output.seek(begin)
-                    child.wait(10)
-                    raise ClusterError(f"the supervisor did not start:\n{tail(output.read().decode(errors='replace'))}")
+            try:
+                with suppress(BrokenPipeError), child.stdin as orders:
+                    text = json.dumps({"directory": str(self.directory), "tools": tools.to_json()})
+                    orders.write(text.encode() + b"\n")
+                with child.stdout as answer:
+                    if not select.select([answer], [], [], ANSWER)[0]:
+                        raise ClusterError(f"the supervisor said nothing within {ANSWER:g} s of its start")
+                    ready = answer.readline()
+            except BaseException:  # interrupted: nobody will ask it for anything
+                child.terminate()
+                child.wait(20)
+                raise
+            if not ready:
+                child.wait(20)
+                output.seek(begin)
+                raise ClusterError(f"the supervisor did not start:\n{tail(output.read().decode(errors='replace'))}")
             child.returncode = 0  # it is to outlive us: no warning of that
 
     def _cluster_to_start(self) -> Cluster:
