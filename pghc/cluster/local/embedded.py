@@ -212,14 +212,14 @@ class Embedded:
                     text = json.dumps({"directory": str(self.directory), "tools": tools.to_json()})
                     orders.write(text.encode() + b"\n")
                 with child.stdout as answer:
-                    if not select.select([answer], [], [], ANSWER)[0]:
-                        raise ClusterError(f"the supervisor said nothing within {ANSWER:g} s of its start")
-                    ready = answer.readline()
+                    said = bool(select.select([answer], [], [], ANSWER)[0])
+                    ready = answer.readline() if said else b""
             except BaseException:  # interrupted: nobody will ask it for anything
                 child.terminate()
                 child.wait(20)
                 raise
             if not ready:
+                child.terminate()
                 child.wait(20)
                 output.seek(begin)
                 raise ClusterError(f"the supervisor did not start:\n{tail(output.read().decode(errors='replace'))}")
