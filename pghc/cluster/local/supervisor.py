@@ -180,10 +180,7 @@ class Supervisor:
     # Faults
 
     async def kill(self, _: Say, node: str) -> None:
-        process = self._server(node)
-        processes.kill(process)
-        async with asyncio.timeout(10):
-            await process.ended.wait()
+        await processes.kill(self._server(node))
 
     async def start(self, _: Say, node: str) -> None:
         if not self._server(node).running:
