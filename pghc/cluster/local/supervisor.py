@@ -149,16 +149,23 @@ class Supervisor:
     async def _heal(self, say: Say) -> None:
         assert self._wan
         self._wan.heal_links()  # first: without links there is no quorum to wait for
-        missing = [node for node in self._deployment.nodes if not self._servers[node.name].running]
         for node in self._deployment.nodes:
             if self._servers[node.name].paused:
                 say(f"resuming {node.name}")
                 processes.resume(self._servers[node.name])
+        await together(self._end_if_it_hangs(node, say) for node in self._deployment.nodes)
+        missing = [node for node in self._deployment.nodes if not self._servers[node.name].running]
         for node in missing:
             say(f"starting {node.name}")
             self._start(node)
         await self._wait_for_nodes(self._deployment.nodes)
         await self._wait_for_streams()
+
+    async def _end_if_it_hangs(self, node: Node, say: Say) -> None:
+        process = self._servers.get(node.name)
+        if process and process.running and not await self._deployment.answers(node):
+            say(f"{node.name} runs and does not answer: ending it")
+            await processes.kill(process)
 
     async def down(self, _: Say) -> None:
         if self._starting:
