@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import sys
+import threading
+import webbrowser
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,13 +26,14 @@ from pghc.chain import Row
 from pghc.cli import interrupts, terminal
 from pghc.cli.demo import tell
 from pghc.cli.terminal import out, put_error, put_json, put_table, put_verdict
-from pghc.cluster import BACKENDS, Backend, default_directory, open_backend
+from pghc.cluster import BACKENDS, Backend, CanReplace, default_directory, open_backend
 from pghc.cluster.local.embedded import Embedded
 from pghc.cluster.surroundings import place
 from pghc.errors import BadInput, ClusterError, PghcError
 from pghc.faults.injection import Faults
 from pghc.faults.trials import trial
-from pghc.store import Reader, Store
+from pghc.live import show
+from pghc.store import Primary, Store
 from pghc.topology import View, load
 from pghc.verify import history
 from pghc.verify.audit import audit, audit_regions
@@ -37,6 +41,7 @@ from pghc.verify.checker import Verdict
 from pghc.verify.checker import check as check_events
 from pghc.verify.edn import to_edn
 from pghc.verify.shiviz import to_shiviz
+from pghc.workload.lease import Users
 from pghc.writers import NAMES, open_writer
 
 app = typer.Typer(
@@ -62,6 +67,8 @@ WriterName = Annotated[
 #: Seconds after which entries are looked for that came without those before them, which nothing notifies.
 LATE = 0.5
 ALL = 1_000_000
+#: The files of our lessons; a notebook of somebody else's is not for us to trust.
+LESSON = "[0-9][0-9]-*.ipynb"
 Timeout = Annotated[float, typer.Option(min=0.1, max=600, help="Seconds until an append counts as indefinite.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for a program to read.")]
 
@@ -74,12 +81,20 @@ def up(
     topology: Annotated[
         Path | None, typer.Option(help="Regions and delays of a new cluster, as in pghc/topology.toml.")
     ] = None,
+    durable: Annotated[
+        bool | None,
+        typer.Option(help="Wait for the disk, so that the machine may lose its power. Default: as before, first no."),
+    ] = None,
     backend: Where = "embedded",
     directory: Directory = None,
     json: AsJson = False,
 ) -> None:
     """Start the cluster, or start again what is missing of it, and open links that are cut."""
     cluster = open_backend(backend, directory, load(str(topology)) if topology else None)
+    if isinstance(cluster, Embedded):
+        cluster.durable = durable
+    elif durable is False:
+        raise BadInput(f"the backend {cluster.name} is durable", "The embedded one need not be.")
     terminal.start(cluster)
     _put_status(cluster, json)
 
@@ -113,11 +128,46 @@ def _put_status(cluster: Backend, json: bool) -> int:
                 out.print(f"link {link.source} → {link.target}: {link.state}, {link.delay_ms:g} ms one way")
         started = f", started in {now.up_seconds:.1f} s" if now.up_seconds is not None else ""
         out.print(f"{now.backend} cluster in {now.directory}: {now.memory / 1e6:.0f} MB{started}")
+        machine = "and the machine's" if now.durable else "not the machine's"
+        out.print(f"What is acknowledged survives the death of any process, {machine}.")
         if not now.healthy:
-            out.print("Not everything answers: `pghc up` starts again what is missing.", style="yellow")
+            out.print(f"Not everything answers: {now.remedy}", style="yellow")
     else:
         out.print(f"no {now.backend} cluster runs in {now.directory}: `pghc up` starts one")
     return 0 if now.healthy else 1 if now.running else 2
+
+
+@app.command()
+def promote(
+    region: Annotated[str, typer.Argument(help="The region whose primary is lost, or is to be another.")],
+    to: Annotated[str | None, typer.Option(help="The replica. Default: the one that has most.")] = None,
+    backend: Where = "embedded",
+    directory: Directory = None,
+) -> None:
+    """Make a replica the region's primary. What it had not received comes from the log."""
+    cluster = _replacing(open_backend(backend, directory))
+    with terminal.steps(f"promoting a replica of {region}") as say:
+        node = cluster.promote(region, to, say)
+    out.print(f"{node} is the primary of {region}", markup=False)
+
+
+@app.command()
+def rebuild(
+    name: Annotated[str, typer.Argument(help="The server, as `pghc status` names it, or a whole region.")],
+    backend: Where = "embedded",
+    directory: Directory = None,
+) -> None:
+    """Give a server its data back from those that have it; a region, all that lack theirs."""
+    cluster = _replacing(open_backend(backend, directory))
+    with terminal.steps(f"rebuilding {name}") as say:
+        cluster.rebuild(name, say)
+    out.print(f"{name} is rebuilt", markup=False)
+
+
+def _replacing(cluster: Backend) -> CanReplace:
+    if not isinstance(cluster, CanReplace):
+        raise BadInput(f"the backend {cluster.name} cannot replace servers", "The embedded backend can.")
+    return cluster
 
 
 # The chain
@@ -141,7 +191,8 @@ def append(
     again = f"pghc append --region {view.region} --writer {writer} --request-id {request}"
     interrupts.leaves(f"the append may have happened, or may yet happen. The same append again: {again}")
     try:
-        with open_writer(writer, view) as chosen:
+        with Users(view) as users, open_writer(writer, view) as chosen:
+            users.check()
             row = chosen.append(request, timeout)
     except PghcError as error:
         put_error(error, write=True)
@@ -213,7 +264,7 @@ def verify(
     with terminal.bar("verifying"):
         if region:
             view = _view(cluster, region)
-            with Reader(view, view.topology.region(region).primary, timeout=60) as reader:
+            with Primary(view, timeout=60) as reader:
                 whole = audit(reader, last)
         else:
             whole, each = audit_regions({name: cluster.view(name) for name in names}, last)
@@ -418,6 +469,17 @@ def pause(node: Server, seconds: Seconds = 5, backend: Where = "embedded", direc
     _hurt(Faults(open_backend(backend, directory)).pause(node), seconds, f"{node} paused")
 
 
+@faults.command()
+def lose(
+    name: Annotated[str, typer.Argument(help="Server, as `pghc status` names it, or region.")],
+    backend: Where = "embedded",
+    directory: Directory = None,
+) -> None:
+    """Kill -9 a server, or a whole region, and delete its data. Nothing heals this by itself: see promote, rebuild."""
+    _replacing(open_backend(backend, directory)).lose(name)
+    out.print(f"{name}: lost, with its data. `pghc status` says what to do", markup=False)
+
+
 # Guided tours
 
 
@@ -438,6 +500,48 @@ def demo(
 
 
 @app.command()
+def watch(
+    replay: Annotated[
+        Path | None, typer.Option(help="Play this history instead; needs no cluster. The page saves such files.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Of the page, on loopback. 0: any free one.")] = 0,
+    browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
+    backend: Where = "embedded",
+    directory: Directory = None,
+) -> None:
+    """See the regions run, on a page of this machine: writes travel, chains break, links are cut by your own hand.
+
+    The address holds the token without which nobody may look or press a button. Ctrl-C ends the page; a cluster that
+    ran already is left running.
+    """
+    try:
+        from pghc.live.page import Server
+    except ImportError as error:
+        raise ClusterError(f"the page lacks a package: {error}", "Install it: pip install 'pghc[api]'") from error
+
+    def tell(address: str) -> None:
+        out.print(f"The page: {address}\nCtrl-C ends it.", markup=False)
+        if browser:
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
+    if replay:
+        Server(show.replay(replay), port, tell).run()
+        return
+    cluster, ours = _attach(backend, directory)
+    try:
+        terminal.start(cluster)
+        if ours:
+            interrupts.leaves("the cluster is stopped again")
+        with closing(show.watch(cluster)) as shown:
+            Server(shown, port, tell).run()
+    finally:
+        interrupts.install()  # the page's server has put its own handlers in their place
+        if ours:
+            with interrupts.held(), terminal.bar("stopping the cluster"):
+                cluster.down()
+
+
+@app.command()
 def lab(
     lessons: Annotated[Path, typer.Argument(help="The directory of the lessons.")] = Path("notebooks"),
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Of JupyterLab, on loopback.")] = 8888,
@@ -455,15 +559,11 @@ def lab(
         raise ClusterError(f"the lessons lack a package: {error}", "Install it: pip install 'pghc[lab]'") from error
     if not lessons.is_dir():
         raise BadInput(f"there is no directory {lessons}", "Run this where the repository is, or name the directory.")
-    cluster = open_backend(backend, directory)
-    ours = backend == "embedded" and not cluster.status().running
-    if ours:
-        cluster = Embedded(directory or default_directory(), owner=True)
-    terminal.start(cluster)
+    cluster, ours = _attach(backend, directory)
     os.environ["PGHC_BACKEND"] = backend  # for the notebooks' kernels
     if directory:
         os.environ["PGHC_DIR"] = str(place(directory))
-    out.print(f"The cluster runs. Ctrl-C stops JupyterLab{' and the cluster' if ours else ''}.")
+    trust(lessons)
     settings = {
         "ServerApp.ip": "127.0.0.1",
         "ServerApp.port": port,
@@ -479,6 +579,11 @@ def lab(
         "LabApp.extension_manager": "readonly",
     }
     try:
+        terminal.start(cluster)
+        if ours:
+            interrupts.leaves("the cluster is stopped again")
+        out.print(f"The cluster runs. Ctrl-C stops JupyterLab{' and the cluster' if ours else ''}.")
+        out.print("To see it run: lab.watch() in a notebook, or `pghc watch` in another terminal.")
         LabApp.launch_instance([f"--{name}={value}" for name, value in settings.items()])
     finally:
         interrupts.install()  # JupyterLab has put its own handlers in their place
@@ -490,7 +595,7 @@ def lab(
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
 def bench(context: typer.Context) -> None:
     """Measure all writers beside the raw limits of this machine, on a cluster of the bench's own. Options: --help."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))  # the bench is in the repository, not in the package
+    sys.path.insert(0, str(Path(__file__).parents[2]))  # the bench is in the repository, not in the package
     if not find_spec("benchmarks"):
         raise BadInput("the bench is not installed with the package", "Run it where the repository is.")
     sys.argv = ["pghc bench", *context.args]
@@ -498,6 +603,29 @@ def bench(context: typer.Context) -> None:
 
 
 # What the commands share
+
+
+def trust(lessons: Path) -> None:
+    """Let the lessons' kept outputs show before their first run: whoever opens them here has them from us."""
+    from nbformat import read, sign
+
+    notary = sign.NotebookNotary()
+    try:
+        for path in lessons.glob(LESSON):
+            notary.sign(read(path, as_version=4))
+    except (OSError, ValueError, sqlite3.Error) as error:
+        terminal.err.print(f"lessons show their tables only once they have run: {error}", style="dim", markup=False)
+    finally:
+        notary.store.close()
+
+
+def _attach(backend: str, directory: Path | None) -> tuple[Backend, bool]:
+    """The cluster; and whether it is started here, and so must end with this program."""
+    cluster = open_backend(backend, directory)
+    ours = backend == "embedded" and not cluster.status().running
+    if ours:
+        cluster = Embedded(directory or default_directory(), owner=True)
+    return cluster, ours
 
 
 def _view(cluster: Backend, region: str | None) -> View:

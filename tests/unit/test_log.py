@@ -11,16 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pghc.chain import Row, link
-from pghc.cluster.mesh import publisher, subscription
+from pghc.cluster.mesh import publisher, subscriber, subscription
+from pghc.cluster.settings import slot
 from pghc.errors import BadInput
 from pghc.sequencer import BEGIN, VOID, Entry, Segment, canonical
 from pghc.store import Cursor
-from pghc.topology import load
+from pghc.topology import REGION_NAME, load
 from pghc.verify.checker import verify
 from pghc.writers import NAMES, broadcast, causal
 from pghc.writers.log import fold
 
 NODES = ("us-east-primary", "eu-west-primary", "ap-south-primary")
+REQUEST = "018f2a6e-5c1b-7d3e-9f00-0123456789ab"
 requests = st.integers(0, 12).map(lambda n: str(UUID(int=n)))
 appends = st.builds(Entry, st.sampled_from(NODES), st.lists(requests, max_size=4).map(tuple), begins=st.just(False))
 entries = st.lists(appends | st.just(VOID), max_size=12)
@@ -92,6 +94,12 @@ def test_whatever_stands_in_the_log_is_an_entry_for_everybody(data: bytes) -> No
     assert all(canonical(request) == request for request in entry.requests)
 
 
+@pytest.mark.parametrize("requests", [["hello"], "5e0c", [REQUEST.upper()], [REQUEST, REQUEST[1:]], [None], [7], {}])
+def test_an_entry_with_a_request_id_that_is_none_is_void_for_everybody(requests: object) -> None:
+    assert Entry.decode(json.dumps({"node_id": NODES[0], "requests": [REQUEST]}).encode()) != VOID
+    assert Entry.decode(json.dumps({"node_id": NODES[0], "requests": requests}).encode()) == VOID
+
+
 @given(entries, st.integers(0, 12))
 def test_an_entry_that_cannot_be_read_changes_no_row(log: list[Entry], at: int) -> None:
     spoiled = [*log[:at], Entry.decode(b"hello"), *log[at:]]
@@ -125,6 +133,12 @@ def test_a_position_is_found_where_it_was_created(number: int, base: int, offset
 def test_a_subscription_tells_which_region_it_reads() -> None:
     for name in load().names:
         assert publisher(subscription(name)) == name
+
+
+@given(st.from_regex(REGION_NAME, fullmatch=True), st.integers(0, 99), st.integers(0, 99))
+def test_a_slot_tells_which_region_reads_it_in_whatever_term(name: str, publisher_epoch: int, epoch: int) -> None:
+    assert subscriber(slot(name, publisher_epoch, epoch)) == name
+    assert slot(name, publisher_epoch, epoch) != slot(name, publisher_epoch, epoch + 1)
 
 
 def test_each_writer_names_the_steps_after_which_it_may_die() -> None:
