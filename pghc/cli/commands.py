@@ -493,7 +493,7 @@ def lab(
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
 def bench(context: typer.Context) -> None:
     """Measure all writers beside the raw limits of this machine, on a cluster of the bench's own. Options: --help."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))  # the bench is in the repository, not in the package
+    sys.path.insert(0, str(Path(__file__).parents[2]))  # the bench is in the repository, not in the package
     if not find_spec("benchmarks"):
         raise BadInput("the bench is not installed with the package", "Run it where the repository is.")
     sys.argv = ["pghc bench", *context.args]

@@ -323,6 +323,14 @@ def test_wrong_usage_is_2(nowhere: Pghc, arguments: tuple[str, ...]) -> None:
     assert "defect" not in done.stderr
 
 
+def test_the_bench_is_found_from_wherever_it_is_asked_for(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pghc", "bench", "--help"], cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "--quick" in done.stdout
+
+
 @pytest.mark.parametrize("arguments", [("append",), ("tail",), ("verify",), ("run", "--seconds", "1")])
 def test_without_a_cluster_each_command_says_how_to_start_one(nowhere: Pghc, arguments: tuple[str, ...]) -> None:
     assert "pghc up" in nowhere.fails(*arguments)
