@@ -37,6 +37,7 @@ from pghc.verify.checker import Verdict
 from pghc.verify.checker import check as check_events
 from pghc.verify.edn import to_edn
 from pghc.verify.shiviz import to_shiviz
+from pghc.workload.lease import Users
 from pghc.writers import NAMES, open_writer
 
 app = typer.Typer(
@@ -143,7 +144,8 @@ def append(
     again = f"pghc append --region {view.region} --writer {writer} --request-id {request}"
     interrupts.leaves(f"the append may have happened, or may yet happen. The same append again: {again}")
     try:
-        with open_writer(writer, view) as chosen:
+        with Users(view) as users, open_writer(writer, view) as chosen:
+            users.check()
             row = chosen.append(request, timeout)
     except PghcError as error:
         put_error(error, write=True)
