@@ -463,11 +463,10 @@ def lab(
     ours = backend == "embedded" and not cluster.status().running
     if ours:
         cluster = Embedded(directory or default_directory(), owner=True)
-    terminal.start(cluster)
     os.environ["PGHC_BACKEND"] = backend  # for the notebooks' kernels
     if directory:
         os.environ["PGHC_DIR"] = str(directory.absolute())
-    out.print(f"The cluster runs. Ctrl-C stops JupyterLab{' and the cluster' if ours else ''}.")
+    trust(lessons)
     settings = {
         "ServerApp.ip": "127.0.0.1",
         "ServerApp.port": port,
@@ -482,8 +481,11 @@ def lab(
         "LabApp.default_url": "/lab/tree/00-tour.ipynb" if (lessons / "00-tour.ipynb").exists() else "/lab",
         "LabApp.extension_manager": "readonly",
     }
-    trust(lessons)
     try:
+        terminal.start(cluster)
+        if ours:
+            interrupts.leaves("the cluster is stopped again")
+        out.print(f"The cluster runs. Ctrl-C stops JupyterLab{' and the cluster' if ours else ''}.")
         LabApp.launch_instance([f"--{name}={value}" for name, value in settings.items()])
     finally:
         interrupts.install()  # JupyterLab has put its own handlers in their place
