@@ -22,6 +22,7 @@ from pghc.cluster.local.embedded import Embedded
 from pghc.faults.injection import Faults
 from pghc.store import Reader, Store
 from pghc.workload import chains, runs
+from pghc.workload.lease import Lease
 
 VALID, INVALID, UNKNOWN = 0, 1, 2
 
@@ -280,6 +281,17 @@ def test_a_run_that_continues_keeps_the_chain(pghc: Pghc) -> None:
     assert len(rows(pghc("tail", "-n", "1000", "--json"))) >= 1
 
 
+def test_what_would_use_a_chain_that_is_in_use_is_refused_at_once_and_told_by_whom(
+    pghc: Pghc, cluster: Embedded
+) -> None:
+    with Lease(cluster.view("eu-west"), "a visit", "causal", fresh=True):
+        for arguments in (("run",), ("run", "--continue", "--writer", "naive"), ("append",), ("run", "--nemesis")):
+            began = time.monotonic()
+            assert f"a visit: process {os.getpid()} of " in pghc.fails(*arguments)
+            assert time.monotonic() - began < 10
+    pghc("append")
+
+
 # Bad input and bad surroundings
 
 
@@ -321,6 +333,14 @@ def test_wrong_usage_is_2(nowhere: Pghc, arguments: tuple[str, ...]) -> None:
     assert done.stderr + done.stdout
     assert "Traceback" not in done.stderr
     assert "defect" not in done.stderr
+
+
+def test_the_bench_is_found_from_wherever_it_is_asked_for(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pghc", "bench", "--help"], cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "--quick" in done.stdout
 
 
 @pytest.mark.parametrize("arguments", [("append",), ("tail",), ("verify",), ("run", "--seconds", "1")])
