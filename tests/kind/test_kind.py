@@ -37,8 +37,7 @@ def views(kind: Kind) -> dict[str, View]:
 
 
 def kubectl(kind: Kind, *arguments: str) -> str:
-    command = ["kubectl", "--context", f"kind-{kind.cluster}", *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    return kind.kubectl(*arguments, seconds=120)
 
 
 def append(view: View, request: str | None = None, *, writer: str = "causal") -> Row:
@@ -267,7 +266,7 @@ def test_the_overlay_for_a_real_cluster_is_accepted_by_kubernetes(kind: Kind, tm
     write(
         world,
         "cloud",
-        Images("pghc/postgres:1", "pghc/zookeeper:1", "pghc/pghc:1"),
+        Images(*(f"registry.example/{name}@sha256:{'0' * 64}" for name in ("postgres", "zookeeper", "pghc"))),
         ROOT / "cluster/manifests",
         tmp_path,
     )
