@@ -34,6 +34,7 @@ nodes() { bounded 20 docker ps --all --filter "label=io.x-k8s.kind.cluster=$name
 
 # Interruptions. What takes long runs in a process group of its own: Ctrl-C reaches this script alone, at once, and it ends the rest
 jobs=()
+exec {errors}>&2 # a trap may find it redirected, for a command that it interrupts
 background() { # background COMMAND...: its process is ${jobs[-1]}
   set -m; "$@" & jobs+=($!); set +m
 }

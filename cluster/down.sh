@@ -15,6 +15,7 @@ need_docker
 own
 end() {
   local code=$?
+  exec 2>&"$errors"
   stop_jobs
   is_owner || exit $code
   rm -f "$work/owner"

@@ -36,6 +36,7 @@ source=kindest/node:v1.34.4-source
 explain() {
   local code=$?
   trap - EXIT ERR
+  exec 2>&"$errors"
   is_owner || exit $code
   trap '' INT TERM HUP # tidying up is bounded; a second Ctrl-C does not leave half of it
   stop_jobs
@@ -261,29 +262,34 @@ wait_for_answers() {
   done
 }
 
-check
-found=$(state)
-if [ "$found" = running ] || [ "$found" = stopped ]; then
-  begin "$found"
-  if [ "$(k get nodes -o name | wc -l)" != "$(nodes | wc -l)" ] && [ ! "$(k get namespaces -l $label -o name)" ]; then
-    step "not all nodes of $name have joined it, and nothing runs there: it begins anew"
-    remove_cluster; own; made='' found=none
+main() {
+  check
+  found=$(state)
+  if [ "$found" = running ] || [ "$found" = stopped ]; then
+    begin "$found"
+    joined=$(k get nodes -o name)
+    namespaces=$(k get namespaces -l $label -o name)
+    if [ "$(wc -l <<< "$joined")" != "$(nodes | wc -l)" ] && [ ! "$namespaces" ]; then
+      step "not all nodes of $name have joined it, and nothing runs there: it begins anew"
+      remove_cluster; own; made='' found=none
+    fi
   fi
-fi
-case $found in
-  incomplete) only_a_part ;;
-  paused) fail "the nodes of $name are paused, by somebody's docker pause" "docker unpause $(nodes --filter status=paused | paste -sd ' ' -)" ;;
-  none) topology new; create ;;
-  *)
-    topology existing
-    [ "$(nodes | wc -l)" -gt "$(pghc names "$work/topology.json" | wc -l)" ] || only_a_part
-    build_images; run load || exit 2 ;;
-esac
-install
-wait_for_pods
-k get nodes -o jsonpath='{range .items[?(@.spec.unschedulable==true)]}{.metadata.name}{"\n"}{end}' | while read -r node; do
-  step "uncordoning $node"; k uncordon "$node" >/dev/null
-done
-wait_for_answers
-if [ ! -s "$work/rolled" ]; then step "the cluster $name is up; nothing had to be changed"; else step "the cluster $name is up"; fi
-echo "        pghc status --backend kind; cluster/down.sh; kubectl --kubeconfig $work/kubeconfig get all -A"
+  case $found in
+    incomplete) only_a_part ;;
+    paused) fail "the nodes of $name are paused, by somebody's docker pause" "docker unpause $(nodes --filter status=paused | paste -sd ' ' -)" ;;
+    none) topology new; create ;;
+    *)
+      topology existing
+      [ "$(nodes | wc -l)" -gt "$(pghc names "$work/topology.json" | wc -l)" ] || only_a_part
+      build_images; run load || exit 2 ;;
+  esac
+  install
+  wait_for_pods
+  k get nodes -o jsonpath='{range .items[?(@.spec.unschedulable==true)]}{.metadata.name}{"\n"}{end}' | while read -r node; do
+    step "uncordoning $node"; k uncordon "$node" >/dev/null
+  done
+  wait_for_answers
+  if [ ! -s "$work/rolled" ]; then step "the cluster $name is up; nothing had to be changed"; else step "the cluster $name is up"; fi
+  echo "        pghc status --backend kind; cluster/down.sh; kubectl --kubeconfig $work/kubeconfig get all -A"
+}
+main; exit # read as a whole before it runs: whoever updates the repository meanwhile does no harm

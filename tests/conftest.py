@@ -6,7 +6,9 @@ With ``PGHC_DIR`` set, the tests use the embedded cluster there instead and leav
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -43,6 +45,9 @@ def running_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedd
 def running_kind() -> Iterator[Kind]:
     """The cluster on Kubernetes. One that runs is used and left running; else one is made, and removed at the end."""
     backend = Kind(cluster_name(default_directory()))
+    engine = subprocess.run(["docker", "info"], capture_output=True, timeout=60) if shutil.which("docker") else None
+    if engine is None or engine.returncode:
+        pytest.skip("no container engine runs here; cluster/node-image/engine.sh start, or Docker Desktop")
     was_there = backend.status().running
     backend.up(print)
     yield backend
