@@ -4,6 +4,7 @@
 # Passwords are made once. What did not change is not touched, and then nothing is printed. Run again, it goes on where it was.
 set -euo pipefail
 [ $# -gt 0 ] && [ -f "$1/kustomization.yaml" ] || { echo "Usage: $0 DIRECTORY [kubectl's options]" >&2; exit 2; }
+unset CDPATH KUBECTL_EXTERNAL_DIFF # another program's exit code says something else
 root=$(cd "$(dirname "$0")/.." && pwd)
 directory=$1; shift
 options=("$@")
