@@ -117,7 +117,7 @@ def _put_status(cluster: Backend, json: bool) -> int:
         started = f", started in {now.up_seconds:.1f} s" if now.up_seconds is not None else ""
         out.print(f"{now.backend} cluster in {now.directory}: {now.memory / 1e6:.0f} MB{started}")
         if not now.healthy:
-            out.print("Not everything answers: `pghc up` starts again what is missing.", style="yellow")
+            out.print(f"Not everything answers: {now.remedy}", style="yellow")
     else:
         out.print(f"no {now.backend} cluster runs in {now.directory}: `pghc up` starts one")
     return 0 if now.healthy else 1 if now.running else 2

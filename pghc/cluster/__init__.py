@@ -40,7 +40,10 @@ class NodeStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """The whole cluster. ``memory``: of all its processes; ``up_seconds``: how long the last `up` took."""
+    """The whole cluster. ``memory``: of all its processes; ``up_seconds``: how long the last `up` took.
+
+    ``remedy``: what makes answer what does not, as a sentence.
+    """
 
     backend: str
     directory: str
@@ -49,6 +52,7 @@ class Status:
     links: Sequence[LinkStatus]
     memory: int = 0
     up_seconds: float | None = None
+    remedy: str = "`pghc up` starts again what is missing."
 
     @property
     def healthy(self) -> bool:
