@@ -9,9 +9,11 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
+import webbrowser
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +33,7 @@ from pghc.cluster.local.embedded import Embedded
 from pghc.errors import BadInput, ClusterError, PghcError
 from pghc.faults.injection import Faults
 from pghc.faults.trials import trial
+from pghc.live import show
 from pghc.store import Reader, Store
 from pghc.topology import View, load
 from pghc.verify import history
@@ -412,6 +415,44 @@ def demo(
 
 
 @app.command()
+def watch(
+    replay: Annotated[
+        Path | None, typer.Option(help="Play this history instead; needs no cluster. The page saves such files.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Of the page, on loopback. 0: any free one.")] = 0,
+    browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
+    backend: Where = "embedded",
+    directory: Directory = None,
+) -> None:
+    """See the regions run, on a page of this machine: writes travel, chains break, links are cut by your own hand.
+
+    The address holds the token without which nobody may look or press a button. Ctrl-C ends the page; a cluster that
+    ran already is left running.
+    """
+    try:
+        from pghc.live.page import Server
+    except ImportError as error:
+        raise ClusterError(f"the page lacks a package: {error}", "Install it: pip install 'pghc[api]'") from error
+
+    def tell(address: str) -> None:
+        out.print(f"The page: {address}\nCtrl-C ends it.", markup=False)
+        if browser:
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
+    if replay:
+        Server(show.replay(replay), port, tell).run()
+        return
+    cluster, ours = _running(backend, directory)
+    try:
+        with closing(show.watch(cluster)) as shown:
+            Server(shown, port, tell).run()
+    finally:
+        if ours:
+            with terminal.bar("stopping the cluster"):
+                cluster.down()
+
+
+@app.command()
 def lab(
     lessons: Annotated[Path, typer.Argument(help="The directory of the lessons.")] = Path("notebooks"),
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Of JupyterLab, on loopback.")] = 8888,
@@ -429,15 +470,12 @@ def lab(
         raise ClusterError(f"the lessons lack a package: {error}", "Install it: pip install 'pghc[lab]'") from error
     if not lessons.is_dir():
         raise BadInput(f"there is no directory {lessons}", "Run this where the repository is, or name the directory.")
-    cluster = open_backend(backend, directory)
-    ours = backend == "embedded" and not cluster.status().running
-    if ours:
-        cluster = Embedded(directory or default_directory(), owner=True)
-    terminal.start(cluster)
+    cluster, ours = _running(backend, directory)
     os.environ["PGHC_BACKEND"] = backend  # for the notebooks' kernels
     if directory:
         os.environ["PGHC_DIR"] = str(directory.absolute())
     out.print(f"The cluster runs. Ctrl-C stops JupyterLab{' and the cluster' if ours else ''}.")
+    out.print("To see it run: lab.watch() in a notebook, or `pghc watch` in another terminal.")
     settings = {
         "ServerApp.ip": "127.0.0.1",
         "ServerApp.port": port,
@@ -471,6 +509,16 @@ def bench(context: typer.Context) -> None:
 
 
 # What the commands share
+
+
+def _running(backend: str, directory: Path | None) -> tuple[Backend, bool]:
+    """The cluster, up; and whether it was started here, and so must end with this program."""
+    cluster = open_backend(backend, directory)
+    ours = backend == "embedded" and not cluster.status().running
+    if ours:
+        cluster = Embedded(directory or default_directory(), owner=True)
+    terminal.start(cluster)
+    return cluster, ours
 
 
 def _view(cluster: Backend, region: str | None) -> View:
