@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
 from pghc.chain import Row
 from pghc.cli.demo import WORDS, findings
-from pghc.cli.terminal import COLOURS, colour, put_error, put_json, put_verdict, rows_table
+from pghc.cli.terminal import COLOURS, colour, put_error, put_json, put_table, put_verdict, rows_table, table
 from pghc.errors import Indefinite, Unavailable
 from pghc.verify.checker import Verdict, verify
 from pghc.verify.verdict import KINDS
@@ -60,3 +62,19 @@ def test_a_node_has_the_colour_of_its_own_region_when_one_name_begins_another() 
 def test_the_demo_has_words_for_what_naive_writers_do_wrong() -> None:
     assert set(WORDS) <= set(KINDS)
     assert findings(Verdict(False, "", counts={"fork": 3, "stale": 1})).row_count == 2
+
+
+@pytest.mark.parametrize("width", [20, 39, 60, 80, 160])
+def test_no_value_of_a_table_is_cut_however_narrow_the_terminal(width: int) -> None:
+    full = table("writer", "appends/s", "note")
+    rows = [("single primary, synchronous", "1,234.5", "all regions equal 0.31 s after the end"), ("naive", "9", "")]
+    for row in rows:
+        full.add_row(*row)
+    console = Console(width=width, soft_wrap=True, file=StringIO(), color_system=None)
+    put_table(full, console)
+    assert isinstance(console.file, StringIO)
+    said = console.file.getvalue()
+    assert all(cell in said for row in rows for cell in row)
+    assert "…" not in said
+    assert ("  appends/s  1,234.5" in said) == (width < 80)
+    assert all(len(line) <= max(width, 48) for line in said.splitlines())
