@@ -28,6 +28,7 @@ from pghc.cli.demo import tell
 from pghc.cli.terminal import out, put_error, put_json, put_table, put_verdict
 from pghc.cluster import BACKENDS, Backend, default_directory, open_backend
 from pghc.cluster.local.embedded import Embedded
+from pghc.cluster.surroundings import place
 from pghc.errors import BadInput, ClusterError, PghcError
 from pghc.faults.injection import Faults
 from pghc.faults.trials import trial
@@ -436,11 +437,11 @@ def demo(
     ] = None,
 ) -> None:
     """Tell the whole story in this terminal: break causality, repair it. Exit code 0 only if both were shown."""
-    place = directory or default_directory().with_name(f"demo-{os.getpid()}")
-    if place.exists():
-        raise BadInput(f"{place} exists, and the demo would delete it", "Choose another --dir.")
+    chosen = place(directory or default_directory().with_name(f"demo-{os.getpid()}"))
+    if chosen.exists():
+        raise BadInput(f"{chosen} exists, and the demo would delete it", "Choose another --dir.")
     interrupts.leaves("the demo's cluster is deleted")
-    told = tell(Embedded(place, owner=True), 0 if fast or not out.is_terminal else 1)
+    told = tell(Embedded(chosen, owner=True), 0 if fast or not out.is_terminal else 1)
     raise typer.Exit(0 if told else 1)
 
 
@@ -507,7 +508,7 @@ def lab(
     cluster, ours = _attach(backend, directory)
     os.environ["PGHC_BACKEND"] = backend  # for the notebooks' kernels
     if directory:
-        os.environ["PGHC_DIR"] = str(directory.absolute())
+        os.environ["PGHC_DIR"] = str(place(directory))
     trust(lessons)
     settings = {
         "ServerApp.ip": "127.0.0.1",
