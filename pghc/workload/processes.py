@@ -66,8 +66,10 @@ class ClientProcesses:
         return self._ended.wait(seconds)
 
     def end(self) -> None:
-        """Tell all who `wait` that the run is over."""
+        """Let the clients begin nothing more, and tell all who `wait`."""
         self._ended.set()
+        for lives in self._crews:
+            lives[-1].tell("end")
 
     @property
     def counts(self) -> Counter[str]:
