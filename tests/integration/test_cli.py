@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import ExitStack
 from functools import partial
@@ -20,9 +21,11 @@ from pghc.chain import Row, link
 from pghc.cli.commands import main
 from pghc.cluster.local.embedded import Embedded
 from pghc.faults.injection import Faults
+from pghc.lab.lessons import judge
 from pghc.store import Reader, Store
 from pghc.workload import chains, runs
 from pghc.workload.lease import Lease
+from pghc.writers import open_writer
 
 VALID, INVALID, UNKNOWN = 0, 1, 2
 
@@ -439,6 +442,16 @@ def test_a_run_whose_region_is_away_in_the_end_could_not_tell_and_says_why(
         assert pghc.run("check", str(history)).returncode == UNKNOWN
     chains.settle([cluster.view(name) for name in cluster.topology.names])
     assert "Valid" in pghc("verify")
+
+
+def test_an_exercise_leaves_no_directory_behind_but_the_one_of_the_histories(
+    cluster: Embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    _, counts, path = judge(cluster, lambda view: open_writer("naive", view), seconds=1)
+    assert counts["ok"] > 0
+    assert [each.name for each in tmp_path.iterdir()] == [f"pghc-{os.getuid()}"]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_output_in_a_pipe_has_no_colour(pghc: Pghc) -> None:
