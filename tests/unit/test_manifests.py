@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import settings as limit
 from hypothesis import strategies as st
 
-from pghc.api.process import CLOSING_SECONDS
+from pghc.api.service import CLOSING, LINGER
 from pghc.cluster.kubernetes.manifests import (
     Images,
     control_node_port,
@@ -228,4 +228,4 @@ def test_an_ending_api_pod_has_time_for_requests_that_still_arrive_and_then_for_
     pod = workloads()["api"]
     waits = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert waits >= 5
-    assert pod["terminationGracePeriodSeconds"] >= waits + CLOSING_SECONDS + 5
+    assert pod["terminationGracePeriodSeconds"] >= waits + LINGER + CLOSING + 5
