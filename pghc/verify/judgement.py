@@ -42,11 +42,12 @@ class Judgement:
         self._find_shared(order)
         self._find_lost(order)
         self._find_diverged()
-        self._find_reordered(order)
         if any(chain.requests is not None for chain in self._chains):
-            checked["requests"] = self._find_by_request(order)
+            checked["requests"], placed = self._find_by_request(order)
+            order = sorted([*order, *placed], key=appends.zk_id.__getitem__)
         else:
             self._find_excess(order, indefinite)
+        self._find_reordered(order)
         unchecked = self._unchecked()
         if self._findings.counts:
             return self._findings.verdict(checked, unchecked)
@@ -168,8 +169,11 @@ class Judgement:
             explain = partial(self._explain.excess, rows, len(rest))
             self._findings.add("excess", rows[-1].zk_id, explain, times=len(rest) - indefinite)
 
-    def _find_by_request(self, order: list[int]) -> int:
-        """What the regions' tables of requests show to be wrong; gives the number of requests in them."""
+    def _find_by_request(self, order: list[int]) -> tuple[int, list[int]]:
+        """What the regions' tables of requests show to be wrong.
+
+        Gives the number of requests in them, and the indefinite appends whose place is known by them.
+        """
         if self._heard.nameless:
             why = f"{self._heard.nameless} appends without request id, while the finals say which request became what"
             raise BadInput(why, "Record request ids, or finals without requests.")
@@ -193,7 +197,12 @@ class Judgement:
             lowest, *more = sorted(places)
             for zk_id in more:
                 self._findings.add("exactly-once", zk_id, partial(self._explain.exactly_once, number, lowest, zk_id))
-        return len(stands) - stands.count(0)
+        placed = []
+        for number, zk_id in enumerate(stands):
+            if zk_id in self._known and number not in twice and self._appends.indefinite(number):
+                self._appends.zk_id[number] = zk_id
+                placed.append(number)
+        return len(stands) - stands.count(0), placed
 
     def _find_in_table(
         self, chain: RegionChain, table: Requests, stands: array[int], twice: dict[int, set[int]]

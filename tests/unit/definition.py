@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from hashlib import md5
-from itertools import combinations, permutations
+from itertools import combinations
 
 from pghc.chain import Row
 from pghc.verify.history import Event
@@ -253,11 +253,21 @@ class History:
                     found.add(row.zk_id)
         return found
 
+    def placed(self) -> dict[str, int]:
+        """Indefinite appends, with the one place at which all tables that know them say they are."""
+        pairs = {(r, n) for table in self.tables.values() for r, n in table if n >= 1}
+        known = {row.zk_id for row in self.rows}
+        requests = {r for r in self.requests if self.may_have_happened(r) and self.entry(r) is None}
+        found = {r: {n for one, n in pairs if one == r} for r in requests}
+        return {r: n for r, places in found.items() if len(places) == 1 for n in places if n in known}
+
     def reordered(self) -> set[int]:
+        acknowledged = {request: row.zk_id for request, row in self.acknowledged().items()}
         return {
-            later.zk_id
-            for (a, earlier), (b, later) in permutations(self.acknowledged().items(), 2)
-            if self.acked_at(a) < self.invoked_at(b) and earlier.zk_id > later.zk_id
+            later
+            for a, earlier in acknowledged.items()
+            for b, later in (acknowledged | self.placed()).items()
+            if a != b and self.acked_at(a) < self.invoked_at(b) and earlier > later
         }
 
     def hole(self) -> list[int]:
