@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import NoReturn
 
 
@@ -10,6 +11,10 @@ def main() -> NoReturn:
     from pghc.cli import interrupts
 
     interrupts.install()
-    from pghc.cli import commands
+    try:
+        from pghc.cli import commands
 
-    commands.main()
+        commands.main()
+    except KeyboardInterrupt:  # before anything was begun, or after everything has ended
+        sys.stderr.write(f"{interrupts.farewell()}\n")
+        sys.exit(interrupts.code)
