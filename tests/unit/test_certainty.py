@@ -364,6 +364,21 @@ def test_an_append_keeps_its_time_while_any_call_of_its_threads_stands_still(nam
             assert time.monotonic() - began < 1.0
 
 
+@pytest.mark.parametrize("after", [False, True])
+def test_what_was_lost_is_sent_again_under_the_same_request_id_and_happens_once(after: bool) -> None:
+    world, requests = World(), [str(uuid4()), str(uuid4())]
+    with opened("broadcast", world) as writer:
+        world.script = World([("take_async", Fault(ConnectionLoss(), after, 1))]).script
+        rows = writer.submit_many(requests).result(5)
+        deadline = time.monotonic() + 5
+        while len(world.log) <= after:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert [row.zk_id for row in rows] == [1, 2]
+    assert {entry.requests for entry in world.log} == {tuple(requests)}
+    assert set(world.rows) == set(requests)
+
+
 def test_a_sender_goes_on_after_whatever_has_failed() -> None:
     world = World()
     with patch.object(broadcast, "ENTRIES_SENT", 2), opened("broadcast", world) as writer:
@@ -458,6 +473,7 @@ def test_a_position_is_refused_for_certain_only_if_nothing_was_created(
             answer: int | PghcError = sequencer.take(OTHERS)
         except PghcError as error:
             answer = error
+    assert len(set(log)) <= 1, "what is created again is the same entry, under the same request id"
     if isinstance(answer, int):
         assert answer == BEGUN + len(log)
     elif log:
