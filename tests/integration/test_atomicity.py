@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from pghc.sequencer import LOG, Entry, Segment, Sequencer
 from pghc.store import Cursor, Reader, Store
 from pghc.topology import View
 from pghc.workload import chains
-from pghc.writers import NAMES, open_writer
+from pghc.writers import NAMES, housekeeping, open_writer
 
 LOG_WRITERS = ("causal", "broadcast")
 REFUSALS = "select sum(apply_error_count)::int from pg_stat_subscription_stats"
@@ -307,7 +308,11 @@ def test_a_log_whose_segments_are_gone_is_not_begun_anew(views: dict[str, View],
     sequencer = stack.enter_context(Sequencer(view))
     sequencer.take(Entry("a-primary", (new_id(),)))
     sequencer.rotate()
+    unmarked = sequencer.client.get(LOG)[1].version
     assert sequencer.truncate(sequencer.tip()) >= 1
+    mark, stat = sequencer.client.get(LOG)
+    assert stat.version > unmarked
+    assert json.loads(mark)["first"] == sequencer._load(time.monotonic() + 5)._segments[0].number
     for name in sequencer.client.get_children(LOG):
         sequencer.client.delete(f"{LOG}/{name}", recursive=True)
     with pytest.raises(ClusterError, match="emptied"):
@@ -332,6 +337,18 @@ def test_the_log_keeps_what_one_region_has_not_settled(
         position = store_cursor(views[us]).position
         assert len(log.read(position - len(rows) + 2, position)) >= len(rows) - 1
     assert the_chain(views) == rows
+
+
+def test_a_region_that_stands_still_is_brought_forward_though_nobody_waits_there(
+    views: dict[str, View], stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(housekeeping, "STANDSTILL", 2)
+    view = next(iter(views.values()))
+    writer = stack.enter_context(open_writer("causal", view))
+    first = writer.append(new_id())
+    position = stack.enter_context(Sequencer(view)).take(Entry("dead-primary", (new_id(),)))
+    until(lambda: store_cursor(view).position >= position, seconds=8)  # before the API's own node does it, in 10 s
+    assert store_cursor(view).zk_id == first.zk_id + 1
 
 
 def store_cursor(view: View) -> Cursor:
