@@ -144,6 +144,11 @@ class Observer:
                 del self._unnumbered[next(iter(self._unnumbered))]
 
     @property
+    def chain(self) -> int:
+        """The log position at which the chain began that is seen."""
+        return self._evidence.chain
+
+    @property
     def wanted(self) -> tuple[int, int] | None:
         return self._evidence.wanted
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from pathlib import Path
 
-import httpx
 import pytest
 from browsing import Address, done, looking, run, serving, stop, verdict
 from playwright.sync_api import Browser, Page, expect
@@ -204,29 +202,6 @@ def test_where_the_system_wants_no_motion_nothing_moves_and_the_counts_remain(
         drawn = "(sky) => sky.getContext('2d').getImageData(0, 0, sky.width, sky.height).data.some(Boolean)"
         assert not page.locator("canvas").evaluate(drawn)
         expect(page.locator('[data-part="verdict"]')).to_contain_text(re.compile(r"Valid up to [1-9]"))
-
-
-# Who may
-
-
-def test_without_the_token_nothing_is_seen_or_done(address: Address, cluster: Embedded) -> None:
-    base, _, token = address.partition("/#")
-    order = {"do": "kill", "node": "us-east-replica-1"}
-    shown = {"authorization": f"Bearer {token}"}
-    with httpx.Client(base_url=base) as client:
-        assert client.get("/events").status_code == 401
-        assert client.get("/save", headers={"authorization": "Bearer guess"}).status_code == 401
-        assert client.post("/do", json=order).status_code == 401
-        assert client.post("/do", json=order, headers=shown | {"origin": "http://evil.example"}).status_code == 403
-        assert client.post("/do", json=order, headers=shown | {"host": "evil.example"}).status_code == 403
-        assert client.get("/", headers={"host": "evil.example"}).status_code == 403
-        assert client.get("/").headers["content-security-policy"].startswith("default-src 'none'")
-        for bad in ({"do": "none"}, {"do": "kill"}, {"do": "kill", "node": "/"}, {"do": "run", "writer": "causal"}, []):
-            answer = client.post("/do", json=bad, headers=shown)
-            assert answer.status_code == 400, bad
-            assert json.loads(answer.text)["error"]
-        assert client.post("/do", content=b"x" * 5_000, headers=shown).status_code == 413
-    assert cluster.status().healthy
 
 
 def test_the_page_asks_no_other_host_for_anything(chromium: Browser, address: Address) -> None:

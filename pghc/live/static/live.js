@@ -202,10 +202,11 @@ class View {
     const { hello } = this, button = (text, title, press, more = {}) => h("button", { type: "button", title, onclick: press, ...more }, text);
     this.word = h("strong", { class: "word" });
     this.sentence = h("p", { class: "sentence" });
-    this.verdict = h("div", { class: "verdict", role: "status", "aria-live": "polite", "data-part": "verdict" }, this.word, this.sentence);
+    this.verdict = h("div", { class: "verdict", "data-part": "verdict" }, this.word, this.sentence);
+    this.spoken = h("p", { class: "spoken", role: "status" }); // the verdict, when it turns: its number would be read without end
     this.running = h("p", { class: "running", "data-part": "run" });
     const title = this.replay ? `a replay, saved ${hello.saved}` : "the regions, live";
-    const header = h("header", {}, h("h1", {}, "PGHC ", h("small", {}, title)), this.verdict, this.running);
+    const header = h("header", {}, this.spoken, h("h1", {}, "PGHC ", h("small", {}, title)), this.verdict, this.running);
 
     this.ground = document.createElementNS(SVG, "svg");
     this.ground.setAttribute("aria-hidden", "true");
@@ -483,6 +484,7 @@ class View {
     const found = this.#offence(), run = this.seen.at("run", this.T), state = { true: "valid", false: "invalid", null: "unknown" }[found.v];
     const word = { valid: found.by === "check" ? "Valid" : `Valid up to ${number(found.n)}`, invalid: `Invalid: entry ${number(found.n ?? 0)}`, unknown: "Nothing to judge yet" }[state];
     this.verdict.className = `verdict ${state}`;
+    if (state + found.by !== this.turned) { this.turned = state + found.by; this.spoken.textContent = `${word}. ${found.x ?? ""}`; }
     this.#text(this.word, word);
     this.#text(this.sentence, found.by === "check" ? found.x.replace(/^\w+: /, "The checker, of the whole history: ") : found.x || (state === "valid" ? "every link recomputed, every region holds the same" : "let clients write"));
     const rate = run ? `${run.w}, ${run.c} clients a region: ` : "";
