@@ -78,6 +78,7 @@ def test_causal_writers_are_valid_and_the_numbers_are_those_of_the_saved_history
         assert {region: mark(replayed, region) for region in chains} == dict(chains)
 
 
+@pytest.mark.slow
 def test_a_cut_link_holds_writes_back_and_opening_it_lets_them_through(page: Page) -> None:
     run(page, "causal", "600")
     choose_link(page, "us-east", "ap-south")
@@ -124,6 +125,7 @@ def test_a_killed_and_a_paused_server_are_seen_as_such_until_all_is_healed(page:
 # Time, and everybody
 
 
+@pytest.mark.slow
 def test_time_stands_still_goes_back_and_comes_back_to_now(page: Page) -> None:
     run(page, "causal", "10")
     page.click('[data-do="time"]')
@@ -194,6 +196,7 @@ def test_nothing_hangs_over_the_edge(chromium: Browser, address: Address, width:
             assert box["y"] + box["height"] <= around["y"] + around["height"]
 
 
+@pytest.mark.slow
 def test_where_the_system_wants_no_motion_nothing_moves_and_the_counts_remain(
     chromium: Browser, address: Address
 ) -> None:
