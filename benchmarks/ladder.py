@@ -361,7 +361,9 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "pghc bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=0.0, help="of each measurement (5; with --quick 2)")
     parser.add_argument("--quick", action="store_true", help="the main numbers only, in about a minute")
     parser.add_argument("--json", type=Path, help="write the numbers there")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 
 import psycopg
 from psycopg import errors as pg
-from psycopg import sql
+from psycopg import pq, sql
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
@@ -49,6 +49,21 @@ class Cursor(NamedTuple):
     def place(self) -> tuple[int, int]:
         """What only grows in a region: a new chain begins at a position above those of the one before."""
         return self.chain, self.position
+
+
+#: For options that libpq has a variable for, but no default that it would take as a value.
+_NEUTRAL = {"sslcertmode": "disable", "min_protocol_version": "3.0", "max_protocol_version": "3.0"}
+
+
+def complete(conninfo: Mapping[str, str | int]) -> dict[str, Any]:
+    """psycopg's connection arguments: options not in ``conninfo`` are as compiled, whatever the environment says.
+
+    This is about libpq's variables, whichever this version has. ``PGSERVICE`` cannot be overridden so, nor can those
+    that set a session's parameters: `pghc.cluster.surroundings.prepare` removes them.
+    """
+    options = {each.keyword.decode(): each.compiled for each in pq.Conninfo.get_defaults() if each.envvar}
+    del options["service"]
+    return {name: _NEUTRAL.get(name, (value or b"").decode()) for name, value in options.items()} | dict(conninfo)
 
 
 class BoundedConnection(psycopg.Connection[TupleRow]):
@@ -84,7 +99,8 @@ class Reader:
         self._pool = ConnectionPool(
             connection_class=BoundedConnection,
             check=_not_closed,
-            kwargs={**view.conninfo(node, admin=admin), "autocommit": True, "connect_timeout": max(2, round(timeout))},
+            kwargs=complete(view.conninfo(node, admin=admin))
+            | {"autocommit": True, "connect_timeout": max(2, round(timeout))},
             min_size=0,
             max_size=connections,
             timeout=timeout,
@@ -353,7 +369,7 @@ class Applier:
         self._node, self._timeout = store.node, store.timeout
         what = "begin to apply the log"
         try:
-            arguments: dict[str, Any] = {**store.view.conninfo(store.node), "application_name": APPLIER}
+            arguments = complete(store.view.conninfo(store.node)) | {"application_name": APPLIER}
             self._connection = BoundedConnection.connect(**arguments, autocommit=True)
             self._connection.seconds = store.timeout
             self._connection.execute("select pg_replication_origin_session_setup('log')")
@@ -450,7 +466,7 @@ class Progress:
                 self._stop.wait(0.2)  # the server is away: pace of the next attempt
 
     def _listen(self) -> None:
-        arguments: dict[str, Any] = self._store.view.conninfo(self._store.node)
+        arguments = complete(self._store.view.conninfo(self._store.node))
         with BoundedConnection.connect(**arguments, autocommit=True) as connection:
             connection.execute(sql.SQL("listen {}").format(sql.Identifier(CHANNEL)))
             while not self._stop.is_set():

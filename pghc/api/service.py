@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import count
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -24,6 +24,7 @@ from pghc.store import Cursor, Reader
 from pghc.topology import View
 from pghc.verify.audit import audit
 from pghc.verify.verdict import Verdict
+from pghc.workload.lease import Users
 from pghc.writers import Writer, open_writer, writer_class
 
 T = TypeVar("T")
@@ -186,6 +187,7 @@ class Appends:
         self._view, self._name, self._reads, self._metrics, self._timeout = view, name, reads, metrics, timeout
         self._threads = ThreadPoolExecutor(THREADS, "append")
         self._open: set[asyncio.Future[Row]] = set()
+        self._users: Users | None = None
         self._trouble: PghcError | None = None  # why the writer is not open
         self._gathered: list[tuple[str, asyncio.Future[Row]]] = []
         self._waits: deque[Wait] = deque()
@@ -203,9 +205,7 @@ class Appends:
         pause = SOON
         while True:
             try:
-                writer = await self._loop.run_in_executor(
-                    self._threads, open_writer, self._name, self._view, self._metrics.step
-                )
+                self._users, writer = await self._loop.run_in_executor(self._threads, self._open_both)
             except (Unavailable, Indefinite, ClusterError) as error:
                 self._trouble = error
                 log.warning("writer not open", extra={"fields": {"error": str(error), "again_in": pause}})
@@ -224,7 +224,16 @@ class Appends:
             await asyncio.sleep(pause)
             pause = min(2 * pause, LATER)
 
+    def _open_both(self) -> tuple[Users, Writer]:
+        with ExitStack() as stack:
+            users = stack.enter_context(Users(self._view))
+            writer = open_writer(self._name, self._view, self._metrics.step)
+            stack.pop_all()
+            return users, writer
+
     def close(self) -> None:
+        if self._users:
+            self._users.close()
         if self.writer:
             self.writer.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -237,7 +246,7 @@ class Appends:
     async def append(self, request_id: str, *, retried: bool) -> Row:
         """Append one entry. ``retried``: this id may have been used before, and then its entry is returned.
 
-        Raises `Unavailable`, `Conflict`, `Indefinite`.
+        Raises `Unavailable`, `Conflict`, `Indefinite`, and `InUse` while a run uses the chain.
         """
         began = time.monotonic()
         try:
@@ -258,6 +267,8 @@ class Appends:
         writer = self.writer
         if writer is None or self.closing:
             raise self._not_now()
+        if self._users:
+            self._users.check()
         if len(self._open) >= (QUEUED if self._submits else THREADS):
             raise Unavailable(
                 f"{self._view.region}: {len(self._open)} appends are in progress, nothing was written",

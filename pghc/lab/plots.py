@@ -567,7 +567,7 @@ def _comparison(rungs: Sequence[Rung]) -> str:
         return "No writer is right"
     best, least = max(right, key=lambda r: r.rate), min(right, key=lambda r: r.rate)
     if best is least:
-        return f"Only {best.name} is right"
+        return f"Only {best.name} is right" if len(rungs) > 1 else f"{best.name} is right"
     times = best.rate / least.rate
     return f"Of the right ones, {best.name} is {times:,.{0 if times >= 10 else 1}f} times as fast as {least.name}"
 

@@ -196,6 +196,48 @@ class Lease:
         )
 
 
+class Users:
+    """Who uses the chain, for those who stand back meanwhile: to a run's checker an entry of theirs would be
+    nobody's. A context manager. Raises `Unavailable`.
+    """
+
+    def __init__(self, view: View, *, timeout: float = 10.0) -> None:
+        self._region, self._timeout = view.region, timeout
+        self._holders: dict[str, Holder] = {}
+        self._client = connect(view, timeout=timeout)
+        try:
+            self._client.ensure_path_async(USERS).get(timeout=timeout)
+            self._client.ChildrenWatch(USERS, self._look)
+        except LOST as error:
+            self.close()
+            raise Unavailable(f"{self._region}: ask who uses the chain: connection to ZooKeeper lost") from error
+
+    def check(self) -> None:
+        """Raise `InUse`, naming them, while somebody uses the chain. Asks nobody: what is known may be a moment old."""
+        if holders := self._holders:
+            raise InUse(
+                f"{self._region}: the chain is in use by {'; '.join(map(str, holders.values()))}; nothing was written",
+                "Append when it has ended",
+            )
+
+    def close(self) -> None:
+        self._client.end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _look(self, names: Sequence[str]) -> None:
+        holders = {}
+        for name in names:
+            with suppress(zk.NoNodeError):
+                data, _ = self._client.get_async(f"{USERS}/{name}").get(timeout=self._timeout)
+                holders[name] = Holder(*json.loads(data))
+        self._holders = holders
+
+
 def _user() -> str:
     try:
         return getpass.getuser()

@@ -25,7 +25,7 @@ import pytest
 from pghc.cluster.local.embedded import Embedded
 from pghc.faults.injection import Faults
 from pghc.store import Reader, Store
-from pghc.workload import chains
+from pghc.workload import chains, runs
 
 Row = dict[str, object]
 
@@ -340,6 +340,27 @@ def test_a_node_whose_writer_orders_otherwise_than_the_chain_refuses_and_names_b
         assert client.get(f"{node.url}/chain/recent").json() == []
         chains.begin_chain(views)
         assert eventually(lambda: client.post(f"{node.url}/chain").status_code == 200), "the chain is its own again"
+
+
+def test_while_a_run_uses_the_chain_a_node_stands_back_and_names_it_and_the_run_is_valid(
+    cluster: Embedded, urls: dict[str, str], client: httpx.Client
+) -> None:
+    known = client.post(f"{urls['us-east']}/chain", headers={"Idempotency-Key": "known"})
+    answers: list[httpx.Response] = []
+
+    def ask(crew: runs.Crew) -> None:
+        for url in urls.values():
+            crew.wait(0.5)
+            answers.append(client.post(f"{url}/chain"))
+
+    run = runs.run(cluster, "causal", clients=1, seconds=3, during=ask)
+    assert run.verdict.valid, str(run.verdict)
+    assert {answer.status_code for answer in answers} == {503}
+    for answer in answers:
+        assert (answer.json()["type"], answer.json()["outcome"]) == ("urn:pghc:in-use", "definite")
+        assert f"a run of causal: process {os.getpid()} of " in answer.json()["detail"]
+    assert known.status_code == 200
+    assert eventually(lambda: client.post(f"{urls['us-east']}/chain").status_code == 200)
 
 
 def test_a_key_that_is_none_is_the_client_s_mistake(urls: dict[str, str], client: httpx.Client) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import ExitStack
 from functools import partial
@@ -20,8 +21,11 @@ from pghc.chain import Row, link
 from pghc.cli.commands import main
 from pghc.cluster.local.embedded import Embedded
 from pghc.faults.injection import Faults
+from pghc.lab.lessons import judge
 from pghc.store import Reader, Store
 from pghc.workload import chains, runs
+from pghc.workload.lease import Lease
+from pghc.writers import open_writer
 
 VALID, INVALID, UNKNOWN = 0, 1, 2
 
@@ -280,6 +284,17 @@ def test_a_run_that_continues_keeps_the_chain(pghc: Pghc) -> None:
     assert len(rows(pghc("tail", "-n", "1000", "--json"))) >= 1
 
 
+def test_what_would_use_a_chain_that_is_in_use_is_refused_at_once_and_told_by_whom(
+    pghc: Pghc, cluster: Embedded
+) -> None:
+    with Lease(cluster.view("eu-west"), "a visit", "causal", fresh=True):
+        for arguments in (("run",), ("run", "--continue", "--writer", "naive"), ("append",), ("run", "--nemesis")):
+            began = time.monotonic()
+            assert f"a visit: process {os.getpid()} of " in pghc.fails(*arguments)
+            assert time.monotonic() - began < 10
+    pghc("append")
+
+
 # Bad input and bad surroundings
 
 
@@ -321,6 +336,14 @@ def test_wrong_usage_is_2(nowhere: Pghc, arguments: tuple[str, ...]) -> None:
     assert done.stderr + done.stdout
     assert "Traceback" not in done.stderr
     assert "defect" not in done.stderr
+
+
+def test_the_bench_is_found_from_wherever_it_is_asked_for(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pghc", "bench", "--help"], cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "--quick" in done.stdout
 
 
 @pytest.mark.parametrize("arguments", [("append",), ("tail",), ("verify",), ("run", "--seconds", "1")])
@@ -419,6 +442,16 @@ def test_a_run_whose_region_is_away_in_the_end_could_not_tell_and_says_why(
         assert pghc.run("check", str(history)).returncode == UNKNOWN
     chains.settle([cluster.view(name) for name in cluster.topology.names])
     assert "Valid" in pghc("verify")
+
+
+def test_an_exercise_leaves_no_directory_behind_but_the_one_of_the_histories(
+    cluster: Embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    _, counts, path = judge(cluster, lambda view: open_writer("naive", view), seconds=1)
+    assert counts["ok"] > 0
+    assert [each.name for each in tmp_path.iterdir()] == [f"pghc-{os.getuid()}"]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_output_in_a_pipe_has_no_colour(pghc: Pghc) -> None:

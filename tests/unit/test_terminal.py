@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from io import StringIO
+from pathlib import Path
 
+import nbformat
+import nbformat.sign
 import pytest
 from rich.console import Console
 
 from pghc.chain import Row
+from pghc.cli.commands import trust
 from pghc.cli.demo import WORDS, findings
 from pghc.cli.terminal import COLOURS, colour, put_error, put_json, put_table, put_verdict, rows_table, table
 from pghc.errors import Indefinite, Unavailable
@@ -78,3 +82,20 @@ def test_no_value_of_a_table_is_cut_however_narrow_the_terminal(width: int) -> N
     assert "…" not in said
     assert ("  appends/s  1,234.5" in said) == (width < 80)
     assert all(len(line) <= max(width, 48) for line in said.splitlines())
+
+
+def test_lessons_are_trusted_when_the_lab_opens_them_and_a_stranger_s_notebook_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    output = nbformat.v4.new_output("display_data", {"text/html": "<table></table>"})
+    cell = nbformat.v4.new_code_cell("lab.status", outputs=[output])
+    paths = [tmp_path / "lessons" / name for name in ("00-tour.ipynb", "04-chain.ipynb", "found.ipynb")]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"of": path.name}), path)
+    trust(tmp_path / "lessons")
+    notary = nbformat.sign.NotebookNotary()
+    trusted = [notary.check_signature(nbformat.read(path, as_version=4)) for path in paths]
+    notary.store.close()
+    assert trusted == [True, True, False]
