@@ -69,7 +69,7 @@ class Seen {
     const chain = this.chains.at(-1), key = event.n + event.h;
     let entry = chain.entries.get(key);
     if (!entry) {
-      entry = { n: event.n, h: event.h, d: event.d, by: this.home[event.d], home: this.home[event.d], since: Infinity, p: null, a: null, c: null, seen: {}, sure: {}, how: {} };
+      entry = { chain, n: event.n, h: event.h, d: event.d, by: this.home[event.d], home: this.home[event.d], since: Infinity, p: null, a: null, c: null, seen: {}, sure: {}, how: {} };
       chain.entries.set(key, entry);
       const at = above(chain.sorted, event.n, (item) => item.n);
       if (at === chain.sorted.length) chain.sorted.push(entry); else chain.sorted.splice(at, 0, entry);
@@ -127,7 +127,7 @@ class Seen {
 
   /** Does another entry stand in its place there? */
   rival(entry, region) {
-    const { sorted } = this.chains.find((chain) => chain.entries.get(entry.n + entry.h) === entry) ?? this.chains.at(-1);
+    const { sorted } = entry.chain;
     for (let i = above(sorted, entry.n - 0.5, (x) => x.n); sorted[i]?.n === entry.n; i++) if (sorted[i] !== entry && region in sorted[i].seen) return true;
     return false;
   }
@@ -548,7 +548,9 @@ class View {
     const marks = this.regions.map((name) => seen.mark(`${name}-primary`, T).m), then = this.regions.map((name) => seen.mark(`${name}-primary`, T - 1000).m);
     const fast = Math.max(...marks) - Math.max(...then), upTo = (n) => above(chain.sorted, n, (e) => e.n), shown = upTo(Math.max(...marks)) - upTo(Math.max(...then));
     const each = fast > 30 && shown > 0 ? Math.round(fast / shown) : 1, common = bad !== null ? 1 : 4 ** Math.ceil(Math.log(each) / Math.log(4) - 0.1);
-    const known = [...new Set(chain.sorted.filter((e) => (e.a ?? Infinity) <= T || Math.min(...Object.values(e.seen)) <= T).slice(-4000).map((e) => e.n))].filter((n) => n % common === 0);
+    const around = bad !== null && !this.follow ? upTo(bad) + 100 : upTo(Math.max(...marks)) + 100; // of many, those that may be shown
+    const near = chain.sorted.slice(Math.max(around - 100 - 60 * count, 0), around);
+    const known = [...new Set(near.filter((e) => e.n % common === 0 && ((e.a ?? Infinity) <= T || Math.min(...Object.values(e.seen)) <= T)).map((e) => e.n))];
     const end = bad !== null && !this.follow ? above(known, bad + Math.floor(count / 2), (x) => x) : known.length;
     const columns = known.slice(Math.max(end - count, 0), Math.max(end, Math.min(count, known.length)));
     const rivals = new Map(chain.rivals.filter((each) => each.t <= T).map((each) => [each.n, each]));
