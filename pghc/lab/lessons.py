@@ -299,7 +299,6 @@ class SequencedWriter(Base):
             self.store = stack.enter_context(Store(view))
             self.client = connect(view)
             stack.callback(self.client.end)
-            self.node_id = self.store.node
             self.base = self.store.cursor().chain
             self.errors = errors
             self.sequencer = make(self.client, folder)
