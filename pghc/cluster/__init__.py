@@ -98,6 +98,23 @@ class CanPause(Protocol):
 
 
 @runtime_checkable
+class CanReplace(Protocol):
+    """Servers are lost for good, and replaced. ``name``: a server, or a region with all its servers."""
+
+    def lose(self, name: str) -> None:
+        """End the servers at once and delete their data."""
+
+    def promote(self, region: str, to: str | None = None, progress: Progress = ...) -> str:
+        """Make a replica the primary: the farthest, or ``to``; returns its name. Idempotent.
+
+        Raises `BadInput`, `ClusterError` when no replica can, `Unavailable` without a quorum.
+        """
+
+    def rebuild(self, name: str, progress: Progress = ...) -> None:
+        """Give servers their data back, from those that have it. Raises `BadInput`, `ClusterError`."""
+
+
+@runtime_checkable
 class CanPartition(Protocol):
     def set_link(
         self, source: str, target: str, *, delay_ms: float | None = None, state: LinkState | None = None

@@ -31,6 +31,7 @@ class Cluster:
     replicator_password: str = field(repr=False)
     data: Path
     complete: bool  # the first start came to its end
+    primaries: Mapping[str, str] = field(default_factory=dict)  # region to its primary, where it is not the first one
 
 
 class ClusterDirectory:
@@ -80,6 +81,7 @@ class ClusterDirectory:
                 saved["replicator_password"],
                 Path(saved["data"]),
                 saved["complete"],
+                saved.get("primaries", {}),
             )
         except (KeyError, TypeError) as error:
             raise ClusterError(f"{self._cluster} is damaged ({error!r})", PURGE) from error
@@ -108,6 +110,7 @@ class ClusterDirectory:
                 "replicator_password": cluster.replicator_password,
                 "data": str(cluster.data),
                 "complete": cluster.complete,
+                "primaries": dict(cluster.primaries),
             },
         )
 

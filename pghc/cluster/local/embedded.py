@@ -25,7 +25,7 @@ import psycopg
 
 from pghc import errors
 from pghc import topology as topologies
-from pghc.cluster import NodeStatus, Progress, Status
+from pghc.cluster import NodeStatus, Progress, Status, replacement
 from pghc.cluster.local import fetch, processes
 from pghc.cluster.local.deployment import ask_api, ask_zookeeper, nodes_to_run, tail
 from pghc.cluster.local.directory import Cluster, ClusterDirectory, is_alive
@@ -94,6 +94,8 @@ class Embedded:
                 raise
             if self._owner and self._leash is None:  # the one that started it: to let go of that ends the cluster
                 self._leash = connection.dup()
+        replacement.restore(self, progress)
+        self._ask("streams", START)
 
     def down(self, *, purge: bool = False) -> None:
         """Stop everything; ``purge``: delete its data, too. Raises `ClusterError`."""
@@ -117,7 +119,7 @@ class Embedded:
             return Status(self.name, str(self.directory), False, stopped, [])
         known = self._ask("nodes")
         with ThreadPoolExecutor(len(nodes)) as pool:
-            statuses = list(pool.map(lambda each: self._node_status(topology.node(each["name"]), each), known))
+            statuses = list(pool.map(lambda each: self._node_status(_as_it_is(topology, each), each), known))
         own = sum(processes.memory(supervisor[each], tree=False) for each in ("pid", "guard"))
         return Status(
             self.name,
@@ -136,7 +138,7 @@ class Embedded:
             raise self._not_running()
         name = cluster.topology.region(region).name
         addresses = {node: Address(*at) for node, at in supervisor["views"][name].items()}
-        return View(name, cluster.topology, addresses, cluster.credentials)
+        return View(name, cluster.topology, addresses, cluster.credentials, supervisor["primaries"])
 
     # CanKill, CanPause, CanPartition
 
@@ -145,15 +147,49 @@ class Embedded:
         self._ask("kill", node=node)
 
     def start(self, node: str) -> None:
-        """Returns when it is accessible."""
-        self._ask("start", START, node=node)
+        """Returns when it is accessible. A former primary gets its successor's data and becomes a replica."""
+        if "former" in self.lacking().get(node, ""):
+            self.rebuild(node)
+        else:
+            self._ask("start", START, node=node)
 
     def pause(self, node: str) -> None:
         self._ask("pause", node=node)
 
     def resume(self, node: str) -> None:
-        """Returns when it is accessible."""
+        """Returns when it is accessible. A former primary gets its successor's data and becomes a replica."""
         self._ask("resume", START, node=node)
+        if "former" in self.lacking().get(node, ""):
+            self.rebuild(node)
+
+    # CanReplace, and what `pghc.cluster.replacement` needs for it
+
+    def lose(self, name: str) -> None:
+        """kill -9, and the data is deleted."""
+        for node in nodes_of(self.topology, name):
+            self._ask("lose", node=node)
+
+    def promote(self, region: str, to: str | None = None, progress: Progress = quiet) -> str:
+        return replacement.promote(self, region, to, progress)
+
+    def rebuild(self, name: str, progress: Progress = quiet) -> None:
+        replacement.rebuild(self, name, progress)
+
+    def lacking(self) -> dict[str, str]:
+        lacking: dict[str, str] = self._ask("lacking")
+        return lacking
+
+    def retire(self, node: str) -> None:
+        self._ask("retire", node=node)
+
+    def appoint(self, region: str, node: str) -> None:
+        self._ask("appoint", region=region, node=node)
+
+    def copy(self, node: str, source: str, *, primary: bool = False) -> None:
+        self._ask("copy", START, node=node, source=source, primary=primary)
+
+    def restart(self, node: str) -> None:
+        self._ask("restart", START, node=node)
 
     def set_link(
         self, source: str, target: str, *, delay_ms: float | None = None, state: LinkState | None = None
@@ -291,6 +327,9 @@ class Embedded:
             accessible, detail = self._probe(node, address)
         elif known["state"] == "stopped":
             detail = f"exit code {known['exit_code']}"
+        if known["lack"]:
+            command = f"promote {node.region}" if known["primary"] else f"rebuild {node.name}"
+            detail = f"{known['lack']}: `pghc {command}`"
         return NodeStatus(
             node.name,
             node.region,
@@ -328,6 +367,21 @@ class Embedded:
                 return "reads its primary's log" if row and row[0] else "has lost its primary"
             row = connection.execute("select count(pid), count(distinct subid) from pg_stat_subscription").fetchone()
         return f"{row[0]} of {row[1]} subscriptions at work" if row else ""
+
+
+def _as_it_is(topology: Topology, known: dict[str, Any]) -> Node:
+    """The node in the role that it has now."""
+    node = topology.node(known["name"])
+    if node.role not in ("primary", "replica"):
+        return node
+    return replace(node, role="primary" if known["primary"] else "replica")
+
+
+def nodes_of(topology: Topology, name: str) -> list[str]:
+    """The servers that are meant by the name of one, or of a region. Raises `BadInput`."""
+    if name not in topology.names:
+        return [topology.node(name).name]
+    return [node.name for node in nodes_to_run(topology) if node.region == name]
 
 
 def _shape(topology: Topology) -> list[tuple[str, int]]:
