@@ -32,6 +32,7 @@ from pghc.topology import View
 from pghc.zookeeper import Client, connect
 
 CHANNEL = "pghc"
+SUSPECT = 1.0  # seconds without a connection after which another server may be the primary
 LOOK = 3.0  # seconds to learn from ZooKeeper who the primary is
 APPLIER = "pghc applier"  # the application_name of the session that applies the log
 _CURSOR = "select position, zk_id, hash, chain from pghc.cursor"
@@ -138,16 +139,7 @@ class Reader:
             yield self._held
             return
         deadline = time.monotonic() + (self.timeout if timeout is None else max(timeout, 0.001))
-        pool = self._pool
-        try:
-            connection = pool.getconn(deadline - time.monotonic())
-        except (PoolTimeout, PoolClosed) as error:
-            self._suspect()
-            raise Unavailable(
-                f"{self.node}: {what}: no connection in time, nothing was done",
-                "Is the server up? See `pghc status`",
-                node=self.node,
-            ) from error
+        pool, connection = self._get(what, deadline)
         try:
             connection.seconds = max(deadline - time.monotonic(), 0.001)
             yield connection
@@ -168,6 +160,20 @@ class Reader:
             ) from error
         finally:
             pool.putconn(connection)
+
+    def _get(self, what: str, deadline: float) -> tuple[ConnectionPool[BoundedConnection], BoundedConnection]:
+        while True:
+            pool, left = self._pool, deadline - time.monotonic()
+            try:
+                return pool, pool.getconn(min(left, SUSPECT))
+            except (PoolTimeout, PoolClosed) as error:
+                self._suspect()
+                if left <= SUSPECT or (pool.closed and pool is self._pool):
+                    raise Unavailable(
+                        f"{self.node}: {what}: no connection in time, nothing was done",
+                        "Is the server up? See `pghc status`",
+                        node=self.node,
+                    ) from error
 
     @contextmanager
     def snapshot(self) -> Iterator[Self]:
@@ -307,22 +313,29 @@ class Reader:
 
 
 class Primary(Reader):
-    """Reads of a region's primary, whichever node that is; ``node`` is the one that is asked now.
+    """Reads of a region's primary (default: ``view``'s), whichever node that is; ``node`` is the one that is asked now.
 
     It begins with the one that ``view`` knows. Who has a client of ZooKeeper calls `follow`, and then learns at once
     when another takes its place. Else a server that does not answer is the occasion to look.
     """
 
     def __init__(
-        self, view: View, *, timeout: float = 5.0, connections: int = 4, admin: bool = False
+        self,
+        view: View,
+        region: str | None = None,
+        *,
+        timeout: float = 5.0,
+        connections: int = 4,
+        admin: bool = False,
     ) -> None:
+        self.region = region or view.region
         self._changing, self._looking = threading.Lock(), threading.Lock()
         self._follower: Follower | None = None
-        super().__init__(view, view.primary(), timeout=timeout, connections=connections, admin=admin)
+        super().__init__(view, view.primary(self.region), timeout=timeout, connections=connections, admin=admin)
 
     def follow(self, client: Client) -> None:
         """Ask the primary that consensus names from now on, as long as ``client`` lives."""
-        self._follower = Follower(client, self.view.region, lambda term: self.use(term.node))
+        self._follower = Follower(client, self.region, lambda term: self.use(term.node))
 
     def use(self, node: str) -> None:
         """Ask ``node`` from now on. What waits for a connection to another one ends as `Unavailable`."""
@@ -341,13 +354,13 @@ class Primary(Reader):
 
     def _suspect(self) -> None:
         if self._follower is None and self._looking.acquire(blocking=False):
-            threading.Thread(target=self._look, name=f"look for {self.view.region}'s primary", daemon=True).start()
+            threading.Thread(target=self._look, name=f"look for {self.region}'s primary", daemon=True).start()
 
     def _look(self) -> None:
         try:
             client = connect(self.view, timeout=LOOK)
             try:
-                self.use(terms.current(client, self.view, self.view.region, LOOK).node)
+                self.use(terms.current(client, self.view, self.region, LOOK).node)
             finally:
                 client.end()
         except (PghcError, KazooException, KazooTimeoutError):

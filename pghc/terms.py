@@ -46,13 +46,29 @@ def current(client: Client, view: View, region: str, timeout: float = 5.0) -> Te
     return _term(client.get_async(path(region)).get(timeout=max(end - time.monotonic(), 0.001)))
 
 
-def succeed(client: Client, region: str, term: Term, node: str, timeout: float = 5.0) -> Term:
-    """Begin the term after ``term``, with ``node``. Raises `Conflict` when another has begun, kazoo's errors."""
-    try:
-        stat = client.set_async(path(region), _encode(node), term.epoch).get(timeout=timeout)
-    except zk.BadVersionError as error:
-        raise Conflict(f"{region}: another term than that of {node} has begun", "Look at `pghc status`") from error
-    return Term(stat.version, node)
+def succeed(
+    client: Client,
+    region: str,
+    term: Term,
+    node: str,
+    *,
+    unchanged: tuple[str, int] | None = None,
+    timeout: float = 5.0,
+) -> Term:
+    """Begin the term after ``term``, with ``node``. Raises `Conflict` when another has begun, kazoo's errors.
+
+    ``unchanged``: another node of ZooKeeper and the version that it must still have.
+    """
+    transaction = client.transaction()
+    if unchanged:
+        transaction.check(*unchanged)
+    transaction.set_data(path(region), _encode(node), term.epoch)
+    if any(isinstance(result, Exception) for result in transaction.commit_async().get(timeout=timeout)):
+        raise Conflict(
+            f"{region}: {node} did not become the primary, the former one or another has acted meanwhile",
+            "Look at `pghc status`, and try again",
+        )
+    return Term(term.epoch + 1, node)
 
 
 class Follower:

@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -144,10 +144,17 @@ def bar(what: str) -> Iterator[tuple[Progress, Any]]:
         yield progress, progress.add_task(what, total=None, note="")
 
 
+@contextmanager
+def steps(what: str) -> Iterator[Callable[[str], None]]:
+    """A progress bar that shows each step that it is told."""
+    with bar(what) as (progress, task):
+        yield lambda step: progress.update(task, note=escape(step))
+
+
 def start(backend: Backend) -> None:
     """`Backend.up` with a progress bar."""
-    with bar("starting the cluster") as (progress, task):
-        backend.up(lambda step: progress.update(task, note=escape(step)))
+    with steps("starting the cluster") as say:
+        backend.up(say)
 
 
 def run(backend: Backend, writer: str, *, seconds: float, **options: Any) -> runs.Run:

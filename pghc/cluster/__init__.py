@@ -40,7 +40,10 @@ class NodeStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """The whole cluster. ``memory``: of all its processes; ``up_seconds``: how long the last `up` took."""
+    """The whole cluster. ``memory``: of all its processes; ``up_seconds``: how long the last `up` took.
+
+    ``durable``: what was acknowledged survives the loss of the machine's power; else only the death of any process.
+    """
 
     backend: str
     directory: str
@@ -49,6 +52,7 @@ class Status:
     links: Sequence[LinkStatus]
     memory: int = 0
     up_seconds: float | None = None
+    durable: bool = True
 
     @property
     def healthy(self) -> bool:

@@ -32,13 +32,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import psycopg
-from kazoo.exceptions import KazooException
+from kazoo.exceptions import KazooException, NodeExistsError
 
 from pghc import terms
 from pghc.cluster import settings
 from pghc.cluster.mesh import subscription
 from pghc.errors import BadInput, ClusterError, PghcError, Unavailable
-from pghc.sequencer import Sequencer
+from pghc.sequencer import APPLIED, Sequencer
 from pghc.store import BoundedConnection, Reader, Store
 from pghc.terms import Term
 from pghc.topology import Topology, View
@@ -93,31 +93,36 @@ def promote(servers: Servers, region: str, to: str | None = None, say: Say = lam
     with _zookeeper(view) as client:
         term = terms.current(client, view, region)
         if term.node == to:
-            settle(servers, region, say)
+            _settle(servers, region, client, say)
             return to
         names = [to] if to else [name for name in here.databases if name != term.node]
-        if not _standings(view, names):
-            raise ClusterError(
-                f"{region}: no replica answers that could follow {term.node}",
-                f"Start one (`pghc up`); when all are lost, `pghc rebuild {region}`",
-                node=term.node,
-            )
+        _farthest(view, names, term)  # is there any?
         servers.retire(term.node)
-        standings = _standings(view, names)
-        node = max(standings, key=lambda name: standings[name])
-        position = standings[node][1]
-        kept = _reported(view)
+        node, position = _farthest(view, names, term)
+        kept, version = _reported(client, region)
         if position < kept:
             raise ClusterError(
-                f"{node}: has log position {position}, and the log begins after what {region} had reported, {kept}",
+                f"{node}: has log position {position}, and {region} had said that it needs the log only from {kept} on",
                 f"Bring back a replica that has more (`pghc up`), or `pghc rebuild {region}`",
                 node=node,
             )
         say(f"{node} follows {term.node} as primary of {region}")
         with suppress(*LOST):  # it may have happened: the next look tells
-            terms.succeed(client, region, term, node)
-    settle(servers, region, say)
+            terms.succeed(client, region, term, node, unchanged=(f"{APPLIED}/{region}", version))
+        _settle(servers, region, client, say)
     return node
+
+
+def _farthest(view: View, names: Sequence[str], term: Term) -> tuple[str, int]:
+    standings = _standings(view, names)
+    if not standings:
+        raise ClusterError(
+            f"{view.region}: no replica answers that could follow {term.node}",
+            f"Start one (`pghc up`); when all are lost, `pghc rebuild {view.region}`",
+            node=term.node,
+        )
+    node = max(standings, key=lambda name: standings[name])
+    return node, standings[node][1]
 
 
 def _standings(view: View, names: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -137,10 +142,14 @@ def _standings(view: View, names: Sequence[str]) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _reported(view: View) -> int:
-    with Sequencer(view) as log:
-        log.tip()  # begins with a sync
-        return log.reports()[view.region]
+def _reported(client: Client, region: str) -> tuple[int, int]:
+    """Up to where the region has said that it needs the log no more, and the version of that report."""
+    path = f"{APPLIED}/{region}"
+    with suppress(NodeExistsError):
+        client.create_async(path, b"0", makepath=True).get(timeout=ANSWER)
+    client.sync_async(path).get(timeout=ANSWER)
+    data, stat = client.get_async(path).get(timeout=ANSWER)
+    return int(data), stat.version
 
 
 # The mesh
@@ -165,10 +174,14 @@ class _Side:
 
 def settle(servers: Servers, region: str, say: Say = lambda _: None) -> None:
     """Make everything as the region's term says. Idempotent; what cannot be reached now is left for the next time."""
+    with _zookeeper(servers.view(region)) as client:
+        _settle(servers, region, client, say)
+
+
+def _settle(servers: Servers, region: str, client: Client, say: Say) -> None:
     here, names = servers.topology.region(region), servers.topology.names
     views = {name: servers.view(name) for name in names}
-    with _zookeeper(views[region]) as client:
-        sides = {name: _Side(view, terms.current(client, view, name)) for name, view in views.items()}
+    sides = {name: _Side(view, terms.current(client, view, name)) for name, view in views.items()}
     side = sides[region]
     servers.appoint(region, side.term.node)
     try:
@@ -274,7 +287,10 @@ def _drop_slot(connection: Connection, slot: str) -> None:
 def _physical_slots(connection: Connection, replicas: Sequence[str]) -> None:
     for replica in replicas:
         name = settings.identifier(replica)
-        if not _one(connection, "select true from pg_replication_slots where slot_name = %s", name):
+        good = _one(connection, "select wal_status <> 'lost' from pg_replication_slots where slot_name = %s", name)
+        if good is False:
+            _drop_slot(connection, name)
+        if not good:
             connection.execute("select pg_create_physical_replication_slot(%s, true)", (name,))
 
 
@@ -333,10 +349,17 @@ def rebuild(servers: Servers, name: str, say: Say = lambda _: None) -> None:
     primary = servers.view(region.name).primary()
     for node in nodes:
         if node in region.databases and node != primary:
-            say(f"{node}: copying the data of {primary}")
-            servers.copy(node, region.name)
+            _copy(servers, node, region.name, say)
         elif node not in region.databases:
             servers.restart(node)
+
+
+def _copy(servers: Servers, replica: str, region: str, say: Say) -> None:
+    view = servers.view(region)
+    say(f"{replica}: copying the data of {view.primary()}")
+    with _connected(view, view.primary()) as connection:
+        _physical_slots(connection, [replica])
+    servers.copy(replica, region)
 
 
 def found(servers: Servers, region: str, say: Say = lambda _: None) -> None:
@@ -385,12 +408,24 @@ def restore(servers: Servers, say: Say = lambda _: None) -> None:
             command = "promote" if any(name not in lacking for name in region.databases) else "rebuild"
             say(f"{primary}: {lacking[primary]}: `pghc {command} {region.name}`")
             continue
-        if current[region.name].epoch or servers.view(region.name).primary() != primary:
+        view = servers.view(region.name)
+        given_up = _given_up(view, primary)
+        logical = any(name.startswith("to_") for name in given_up)
+        if current[region.name].epoch or view.primary() != primary or logical:
             settle(servers, region.name, say)
         for name in region.databases:
-            if name in lacking:
-                say(f"{name}: copying the data of {primary}")
-                servers.copy(name, region.name)
+            if name in lacking or settings.identifier(name) in given_up:
+                _copy(servers, name, region.name, say)
+
+
+def _given_up(view: View, primary: str) -> set[str]:
+    """Slots of a primary whose readers were too far behind. The log has what a region lacks; a replica is copied."""
+    query = "select slot_name from pg_replication_slots where wal_status = 'lost'"
+    try:
+        with _connected(view, primary) as connection:
+            return {name for (name,) in connection.execute(query).fetchall()}
+    except psycopg.Error as error:
+        raise Unavailable(f"{primary} does not answer: {_message(error)}", "See `pghc status`", node=primary) from error
 
 
 # Connections

@@ -29,6 +29,9 @@ def identifier(name: str) -> str:
 
 # Postgres
 
+#: Megabytes of write-ahead log that a reader may be behind; a link that is cut under full load costs 15 MB a second.
+SLOT_MB = 512
+
 #: What every server gets. A region has some dozen connections, a few writing; all nine share one machine's memory.
 POSTGRES: dict[str, str | int] = {
     "unix_socket_directories": "",
@@ -45,6 +48,8 @@ POSTGRES: dict[str, str | int] = {
     "max_wal_size": "256MB",
     "max_wal_senders": 16,
     "max_replication_slots": 16,
+    # What a server keeps for readers that are away; then their slots are given up, and `pghc up` makes good for it.
+    "max_slot_wal_keep_size": f"{SLOT_MB}MB",
     "max_logical_replication_workers": 8,
     "hot_standby_feedback": "on",
     "wal_receiver_status_interval": "1s",

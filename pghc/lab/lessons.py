@@ -28,7 +28,7 @@ from pghc.chain import Row, extend, link
 from pghc.cluster import Backend
 from pghc.cluster.mesh import subscription
 from pghc.errors import ClusterError, Indefinite
-from pghc.store import Reader, Store
+from pghc.store import Primary, Store
 from pghc.topology import View
 from pghc.verify.checker import Verdict, check
 from pghc.verify.history import Event, Read
@@ -208,8 +208,8 @@ def skip_what_waits(subscriber: View, publisher: View) -> None:
     """Let a region leave out all that another one has written up to now and that has not been applied here."""
     name = subscription(publisher.region)
     with (
-        Reader(publisher, publisher.topology.region(publisher.region).primary, admin=True) as there,
-        Reader(subscriber, subscriber.topology.region(subscriber.region).primary, admin=True) as here,
+        Primary(publisher, admin=True) as there,
+        Primary(subscriber, admin=True) as here,
         here.connection("skip", writes=True) as connection,
     ):
         end = there.rows("select pg_current_wal_lsn()::text")[0][0]

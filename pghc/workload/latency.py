@@ -20,7 +20,7 @@ def round_trips(views: Mapping[str, View], times: int = 5) -> dict[Pair, float]:
     def trip(pair: Pair) -> float:
         source, target = pair
         view = views[source]
-        arguments = view.conninfo(view.topology.region(target).primary)
+        arguments = view.conninfo(view.primary(target))
         took = []
         with psycopg.connect(**arguments, autocommit=True) as connection:  # type: ignore[arg-type]
             for _ in range(times):

@@ -177,6 +177,8 @@ def run(
         stack.enter_context(crew)
         ended = _work(crew, seconds, timeout * 3 + 60, lease, progress, during)
         begun = crew.begun()
+        views = {name: backend.view(name) for name in views}  # a region may have another primary since
+        everywhere = list(views.values())
         still = 5.0 if ordered else 1.0  # links and servers that were healed take their time
         settled = catch_up(everywhere, still=still, by_log=by_log)
         path = None

@@ -142,7 +142,8 @@ class Deployment:
     def _zookeeper(self, node: Node) -> Command:
         directory = self.data / node.name
         classpath = os.pathsep.join(map(str, self._tools.classpath))
-        options = [*settings.JVM, *settings.JVM_NOT_DURABLE, *settings.JVM_REMEMBERS, "-cp", classpath]
+        hasty = () if self._cluster.durable else settings.JVM_NOT_DURABLE
+        options = [*settings.JVM, *hasty, *settings.JVM_REMEMBERS, "-cp", classpath]
         if self._tools.classes:  # at the address that it was made for, else its pages are not shared
             archive = f"-XX:SharedArchiveFile={self._tools.classes}"
             options += [archive, "-XX:+UnlockDiagnosticVMOptions", "-XX:ArchiveRelocationMode=0"]
@@ -247,7 +248,7 @@ class Deployment:
         await asyncio.to_thread(self.lose, node)
         program = str(self._tools.postgres / "pg_basebackup")
         service = f"service={self.topology.region(source).primary}"
-        options = ["--wal-method=stream", "--checkpoint=fast", "--no-sync"]
+        options = ["--wal-method=stream", "--checkpoint=fast", *([] if self._cluster.durable else ["--no-sync"])]
         argv = [program, "-D", str(directory), "-d", service, *options]
         environment = self._postgres(node.region, directory).env
         await self._run(argv, self._logs / f"{node.name}.log", f"copying data to {node.name}", environment)
@@ -273,7 +274,7 @@ class Deployment:
             self.topology,
             version=self._tools.postgres_version,
             port=self.ports[node.name]["postgres"],
-            durable=False,
+            durable=self._cluster.durable,
         )
         self._write(directory / "postgresql.conf", conf)
         self._write(directory / "pg_hba.conf", settings.pg_hba())
@@ -330,6 +331,8 @@ class Deployment:
         for node in nodes:
             if not self.is_primary(node):
                 self._write(self.data / node.name / "standby.signal", "")
+        if self._cluster.durable:
+            await asyncio.to_thread(os.sync)
 
     async def _fill(self, node: Node) -> None:
         async with self.connection(node, database="postgres") as connection:

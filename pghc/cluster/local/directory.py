@@ -18,7 +18,7 @@ from pghc import topology as topologies
 from pghc.errors import ClusterError
 from pghc.topology import Credentials, Topology
 
-FORMAT = 2
+FORMAT = 3
 PURGE = "`pghc down --purge` deletes the cluster."
 
 
@@ -32,6 +32,7 @@ class Cluster:
     data: Path
     complete: bool  # the first start came to its end
     primaries: Mapping[str, str] = field(default_factory=dict)  # region to its primary, where it is not the first one
+    durable: bool = False  # what is acknowledged is on the disk, not only in the operating system's cache
 
 
 class ClusterDirectory:
@@ -82,6 +83,7 @@ class ClusterDirectory:
                 Path(saved["data"]),
                 saved["complete"],
                 saved.get("primaries", {}),
+                saved.get("durable", False),
             )
         except (KeyError, TypeError) as error:
             raise ClusterError(f"{self._cluster} is damaged ({error!r})", PURGE) from error
@@ -111,6 +113,7 @@ class ClusterDirectory:
                 "data": str(cluster.data),
                 "complete": cluster.complete,
                 "primaries": dict(cluster.primaries),
+                "durable": cluster.durable,
             },
         )
 

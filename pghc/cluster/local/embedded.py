@@ -25,7 +25,7 @@ import psycopg
 
 from pghc import errors
 from pghc import topology as topologies
-from pghc.cluster import NodeStatus, Progress, Status, replacement
+from pghc.cluster import NodeStatus, Progress, Status, replacement, settings
 from pghc.cluster.local import fetch, processes
 from pghc.cluster.local.deployment import ask_api, ask_zookeeper, nodes_to_run, tail
 from pghc.cluster.local.directory import Cluster, ClusterDirectory, is_alive
@@ -39,6 +39,8 @@ START, ANSWER = 150.0, 30.0
 PROBE = 4
 #: Bytes on disk that a new cluster wants for each Postgres server: 37 MB for a start, then its log.
 DISK_PER_SERVER = 64 << 20
+#: Megabytes kept for a reader that is behind, from which on `status` says so.
+KEPT = 64
 
 
 def quiet(_: str) -> None:
@@ -53,12 +55,21 @@ class Embedded:
     """A cluster in ``directory``. Can kill and pause its servers, and change its links.
 
     ``topology`` is for a cluster yet to be made; one that exists keeps its regions, and takes new delays when stopped.
-    ``owner``: the cluster that `up` starts ends when this process does.
+    ``owner``: the cluster that `up` starts ends when this process does. ``durable``: its servers wait for the disk
+    from the next start on; None: as before, a new one's do not.
     """
 
     name = "embedded"
 
-    def __init__(self, directory: str | Path, topology: Topology | None = None, *, owner: bool = False) -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        topology: Topology | None = None,
+        *,
+        owner: bool = False,
+        durable: bool | None = None,
+    ) -> None:
+        self.durable = durable
         self._files = ClusterDirectory(Path(directory))
         self._wanted = topology
         self._owner = owner
@@ -83,6 +94,10 @@ class Embedded:
             if self._wanted and self._wanted != self.topology:
                 what = f"the cluster in {self.directory} runs with another topology"
                 raise ClusterError(what, "`pghc down` first, or another --dir.")
+            cluster = self._files.cluster()
+            if self.durable is not None and cluster and cluster.durable != self.durable:
+                what = f"the cluster in {self.directory} runs {'without' if self.durable else 'with'} durability"
+                raise ClusterError(what, "`pghc down` first: it is chosen when the servers start.")
         else:
             supervisor = self._start_supervisor(progress)
         with self._asked(supervisor, {"op": "up", "owner": self._owner}) as (answers, connection):
@@ -129,6 +144,7 @@ class Embedded:
             self.links(),
             own + sum(status.memory for status in statuses),
             supervisor["up_seconds"],
+            cluster.durable,
         )
 
     def view(self, region: str) -> View:
@@ -210,6 +226,8 @@ class Embedded:
 
     def _start_supervisor(self, progress: Progress) -> dict[str, Any]:
         cluster = self._cluster_to_start()
+        if self.durable is not None:
+            cluster = replace(cluster, durable=self.durable)
         tools = fetch.find_tools(progress)
         self._files.make()
         if not cluster.complete:
@@ -366,7 +384,9 @@ class Embedded:
                 row = connection.execute("select count(*) from pg_stat_wal_receiver where pid is not null").fetchone()
                 return "reads its primary's log" if row and row[0] else "has lost its primary"
             row = connection.execute("select count(pid), count(distinct subid) from pg_stat_subscription").fetchone()
-        return f"{row[0]} of {row[1]} subscriptions at work" if row else ""
+            kept = connection.execute(_KEPT, (KEPT << 20,)).fetchall()
+        detail = f"{row[0]} of {row[1]} subscriptions at work" if row else ""
+        return "; ".join([detail, *(_kept(*each) for each in kept)])
 
 
 def _as_it_is(topology: Topology, known: dict[str, Any]) -> Node:
@@ -382,6 +402,18 @@ def nodes_of(topology: Topology, name: str) -> list[str]:
     if name not in topology.names:
         return [topology.node(name).name]
     return [node.name for node in nodes_to_run(topology) if node.region == name]
+
+
+_KEPT = """select slot_name, wal_status = 'lost', (pg_current_wal_lsn() - restart_lsn)::bigint >> 20
+           from pg_replication_slots where wal_status = 'lost' or pg_current_wal_lsn() - restart_lsn > %s
+           order by slot_name"""
+
+
+def _kept(slot: str, lost: bool, megabytes: int | None) -> str:
+    """What `status` says of a slot whose reader is far behind."""
+    if lost:
+        return f"has given up {slot}, {settings.SLOT_MB} MB behind: `pghc up`"
+    return f"keeps {megabytes} MB for {slot}; gives it up at {settings.SLOT_MB}"
 
 
 def _shape(topology: Topology) -> list[tuple[str, int]]:
