@@ -28,6 +28,7 @@ from uuid import uuid4
 from pghc.cluster.local.embedded import Embedded
 from pghc.store import Reader
 from pghc.workload import chains
+from pghc.workload.lease import Lease
 from pghc.writers import open_writer
 
 CLIENTS = 256
@@ -64,6 +65,13 @@ def _listening(log: Path) -> Address:
                 return said["host"], said["port"]
         time.sleep(0.05)
     raise RuntimeError(f"an API node did not start:\n{log.read_text()}")
+
+
+def begin(cluster: Embedded) -> None:
+    """Begin an empty chain. Raises `InUse` while somebody else uses the one that there is."""
+    views = [cluster.view(name) for name in cluster.topology.names]
+    with Lease(views[0], "the bench of the API", fresh=True):
+        chains.begin_chain(views)
 
 
 # Overhead
@@ -167,7 +175,7 @@ def rate(cluster: Embedded, clients: int, seconds: float) -> tuple[float, float,
     Raises `AssertionError` unless every answer is an entry and every region has all of them.
     """
     views = [cluster.view(name) for name in cluster.topology.names]
-    chains.begin_chain(views)
+    begin(cluster)
     with nodes(cluster, "broadcast") as addresses:
         out: multiprocessing.Queue = multiprocessing.Queue()
         process = multiprocessing.Process(target=_load_process, args=([*addresses.values()], clients, seconds, out))
@@ -187,7 +195,7 @@ def measure(cluster: Embedded, seconds: float) -> None:
     """Print all measurements."""
     print(f"{'append, one at a time':44}{'direct ms':>10}{'API ms':>10}{'more ms':>10}{'pairs':>8}")
     for writer, region in (("causal", cluster.topology.central), ("broadcast", cluster.topology.central)):
-        chains.begin_chain([cluster.view(name) for name in cluster.topology.names])
+        begin(cluster)
         direct, through, pairs = overhead(cluster, writer, region, seconds)
         print(f"{f'  {writer} in {region}':44}{direct:10.1f}{through:10.1f}{through - direct:10.1f}{pairs:8}")
     regions = len(cluster.topology.names)

@@ -1,6 +1,6 @@
 """The ladder of writers in one run, beside what this machine and this WAN can do at best and what else one would pick.
 
-``python -m benchmarks.ladder [--seconds 5] [--json FILE] [--figure FILE]``
+``pghc bench [--quick] [--seconds 5] [--json FILE] [--figure FILE]``. --quick: the main numbers, in about a minute.
 
 Every row's chain is verified; a row whose chain is not valid shows no rate. All numbers of a table come from one run,
 as only their ratios mean something on a noisy machine. The cluster is the bench's own and is deleted afterwards.
@@ -17,20 +17,20 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from itertools import cycle, islice
+from itertools import cycle, groupby, islice
 from pathlib import Path
 from typing import Any, Protocol, Self
 from uuid import uuid4
 
 from kazoo.exceptions import BadVersionError
 from psycopg import sql
-from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from pghc.chain import ROOT, Row, extend, successor
+from pghc.cli import interrupts, terminal
 from pghc.cluster.local.embedded import Embedded
 from pghc.cluster.mesh import subscription
 from pghc.lab import plots
@@ -67,14 +67,14 @@ class Bench:
 
     # Raw limits
 
-    def creates_in_turn(self) -> dict[str, float]:
+    def creates_in_turn(self, times: int = 25) -> dict[str, float]:
         """Median milliseconds of one sequential create at a time, from each region."""
         found = {}
         for name, view in self.views.items():
             self.say(f"raw: one create at a time from {name}")
             with Sequencer(view) as sequencer:
                 entry = Entry(f"{name}-primary", (str(uuid4()),))
-                found[name] = statistics.median(timed(lambda: sequencer.take(entry)) for _ in range(25))  # noqa: B023
+                found[name] = statistics.median(timed(lambda: sequencer.take(entry)) for _ in range(times))  # noqa: B023
         return found
 
     def creates_pipelined(self) -> float:
@@ -153,8 +153,11 @@ class Bench:
 
     # Writers
 
-    def one_at_a_time(self, name: str, make: Callable[[View], Appends] | None = None) -> Line:
-        """One append in the whole world at a time, the regions in turn."""
+    def one_at_a_time(
+        self, name: str, make: Callable[[View], Appends] | None = None, *, rounds: int | None = None
+    ) -> Line:
+        """One append in the whole world at a time, the regions in turn, ``rounds`` times."""
+        rounds = rounds or 10 * max(1, round(self.seconds / 5))
         self.say(f"{name}: one in flight")
         chains.begin_chain(list(self.views.values()))
         took: dict[str, list[float]] = {region: [] for region in self.views}
@@ -166,7 +169,7 @@ class Bench:
             for writer in writers.values():
                 writer.append(str(uuid4()))  # connections are made with the first
             began = time.monotonic()
-            for region in islice(cycle(writers), 10 * len(writers) * max(1, round(self.seconds / 5))):
+            for region in islice(cycle(writers), rounds * len(writers)):
                 took[region].append(timed(lambda: writers[region].append(str(uuid4()))))  # noqa: B023
             elapsed = time.monotonic() - began
             verdict = self.verdict()
@@ -267,13 +270,13 @@ class Bench:
             path = f"/pghc/bench-{uuid4()}"
             first.create(path, json.dumps([0, "", ROOT]).encode())
             chain: list[Row] = []
-            end = time.monotonic() + self.seconds
+            end, stop = time.monotonic() + self.seconds, threading.Event()
 
             def append(region: str) -> None:
                 client = sequencers[region].client
                 client.sync(path)  # this region's server may not have it yet
                 began = time.monotonic()
-                while time.monotonic() < end:
+                while time.monotonic() < end and not stop.is_set():
                     data, stat = client.get(path)
                     row = successor(Row(*json.loads(data)), f"{region}-primary")
                     try:
@@ -288,13 +291,17 @@ class Bench:
             threads = [threading.Thread(target=append, args=(region,)) for region in self.views]
             for thread in threads:
                 thread.start()
-            for thread in threads:
-                thread.join()
+            try:
+                interrupts.sleep(self.seconds)
+            finally:
+                stop.set()
+                for thread in threads:
+                    thread.join()
         valid = verify(sorted(chain)).valid
         took.sort()
         note = "appends by region: " + ", ".join(f"{region} {count}" for region, count in rows.items())
         if not valid or not took:
-            return Line(name, "1 x 3", "invalid", note=note)
+            return Line(name, f"1 x {len(rows)}", "invalid", note=note)
         return Line(
             name, f"1 x {len(rows)}", "valid", len(took) / self.seconds, statistics.median(took), took[-1], note=note
         )
@@ -354,15 +361,22 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser = argparse.ArgumentParser(
+        "pghc bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=0.0, help="of each measurement (5; with --quick 2)")
+    parser.add_argument("--quick", action="store_true", help="the main numbers only, in about a minute")
     parser.add_argument("--json", type=Path, help="write the numbers there")
     parser.add_argument("--figure", type=Path, help="draw the ladder there (PNG or SVG)")
     arguments = parser.parse_args()
-    console = Console()
+    interrupts.install()
+    interrupts.leaves("the bench's cluster is deleted")
+    for path in (arguments.json, arguments.figure):
+        if path and not path.absolute().parent.is_dir():
+            parser.error(f"{path} cannot be written: there is no such directory")
 
     def say(text: str) -> None:
-        console.print(f"  {text}", style="dim", highlight=False)
+        terminal.err.print(f"  {text}", style="dim", markup=False)
 
     with tempfile.TemporaryDirectory(prefix="pghc-bench-") as directory:
         backend = Embedded(directory, owner=True)
@@ -371,18 +385,16 @@ def main() -> None:
             backend.up()
             cold = time.monotonic() - began
             memory = backend.status().memory / 2**20
-            report = measure(Bench(backend, arguments.seconds, say)) | {"start_s": cold, "memory_mb": memory}
+            bench = Bench(backend, arguments.seconds or (2.0 if arguments.quick else 5.0), say)
+            report = (measure_quickly if arguments.quick else measure)(bench) | {"start_s": cold, "memory_mb": memory}
         finally:
-            backend.down(purge=True)
-    show(console, report)
+            with interrupts.held():
+                backend.down(purge=True)
+    show(report)
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1, default=asdict) + "\n")
     if arguments.figure:
-        rungs = [
-            plots.Rung(f"{line.name}, {line.in_flight}", line.rate or 0.0, line.p50 or 0.0, line.verdict == "valid")
-            for line in report["lines"]
-        ]
-        plots.ladder(rungs).savefig(arguments.figure)
+        figure(report["lines"]).savefig(arguments.figure)
 
 
 def measure(bench: Bench) -> dict[str, Any]:
@@ -404,6 +416,19 @@ def measure(bench: Bench) -> dict[str, Any]:
     return {"limits": limits, "lines": lines, "ratios": ratios(bench, limits, lines)}
 
 
+def measure_quickly(bench: Bench) -> dict[str, Any]:
+    """What shows the story of the ladder."""
+    limits = {
+        "leader": bench.leader,
+        "floor_ms": {region: bench.floor_ms(region) for region in bench.views},
+        "create_ms": bench.creates_in_turn(5),
+    }
+    lines = [bench.one_at_a_time(name, rounds=3) for name in ("locked", "causal", "broadcast")]
+    lines += [bench.loaded(name, 16) for name in ("naive", "causal", "broadcast")]
+    lines += [bench.loaded("broadcast", 1, in_flight=10_000)]
+    return {"limits": limits, "lines": lines, "ratios": ratios(bench, limits, lines)}
+
+
 def ratios(bench: Bench, limits: dict[str, Any], lines: list[Line]) -> dict[str, float | None]:
     """What DESIGN, section 8, asks for."""
     found = {(line.name, line.in_flight): line for line in lines}
@@ -421,29 +446,65 @@ def ratios(bench: Bench, limits: dict[str, Any], lines: list[Line]) -> dict[str,
         "broadcast, one in flight / create, leader's region": broadcast.by_region
         and broadcast.by_region[bench.leader] / create[bench.leader],
         "broadcast, saturated / locked": best / locked.rate if locked.rate else None,
-        "broadcast, saturated / COPY replicated": best / limits["copy_replicated"],
+        "broadcast, saturated / COPY replicated": best / limits["copy_replicated"]
+        if "copy_replicated" in limits
+        else None,
     }
 
 
-def show(console: Console, report: dict[str, Any]) -> None:
-    limits = report["limits"]
-    console.print(
-        f"\nCold start {report['start_s']:.1f} s, {report['memory_mb']:.0f} MB. ZooKeeper's leader: {limits['leader']}."
-    )
+def show(report: dict[str, Any]) -> None:
+    """Print all numbers, however wide the terminal is."""
+    limits, out = report["limits"], terminal.out
+    start, memory, leader = report["start_s"], report["memory_mb"], limits["leader"]
+    out.print(f"Cold start {start:.1f} s, {memory:.0f} MB. ZooKeeper's leader: {leader}.")
+    table = terminal.table("raw limits", "", "of which the links take")
     for region, value in limits["create_ms"].items():
-        least = limits["floor_ms"][region]
-        console.print(f"create from {region:10} {value:7.1f} ms, of which the links take {least:.0f} ms")
-    console.print(f"creates in a pipeline  {limits['creates_pipelined']:10,.0f} /s")
-    console.print(f"COPY, replicated       {limits['copy_replicated']:10,.0f} rows/s")
-    console.print(f"verified in database   {limits['verified']:10,.0f} rows/s\n")
-    table = Table("writer", "in flight", "verdict", "appends/s", "p50 ms", "p99 ms", "median by region", "note")
-    for line in report["lines"]:
-        numbers = [f"{value:,.1f}" if value is not None else "-" for value in (line.rate, line.p50, line.p99)]
-        regions = " ".join(f"{value:.0f}" for value in (line.by_region or {}).values())
-        table.add_row(line.name, line.in_flight, line.verdict, *numbers, regions, line.note)
-    console.print(table)
+        table.add_row(f"one create from {region}", f"{value:,.1f} ms", f"{limits['floor_ms'][region]:.0f} ms")
+    for name, what, unit in (
+        ("creates_pipelined", "creates in a pipeline", "a second"),
+        ("copy_replicated", "COPY, replicated", "rows a second"),
+        ("verified", "verified in the database", "rows a second"),
+    ):
+        if name in limits:
+            table.add_row(what, f"{limits[name]:,.0f} {unit}", "")
+    terminal.put_table(table)
+    for in_flight, lines in groups(report["lines"]).items():
+        out.print()
+        table = terminal.table(in_flight, "verdict", "appends/s", "p50 ms", "p99 ms", "by region", "note")
+        for column in table.columns[2:5]:
+            column.justify = "right"
+        for line in lines:
+            numbers = [f"{value:,.1f}" if value is not None else "-" for value in (line.rate, line.p50, line.p99)]
+            regions = " ".join(f"{value:.0f}" for value in (line.by_region or {}).values())
+            table.add_row(Text(line.name, "bold"), line.verdict, *numbers, regions, line.note)
+        terminal.put_table(table)
+    out.print()
     for what, value in report["ratios"].items():
-        console.print(f"{what}: {'-' if value is None else format(value, ',.2f')}")
+        if value is not None:
+            out.print(f"{value:,.2f}  {what}", markup=False)
+
+
+def groups(lines: Sequence[Line]) -> dict[str, list[Line]]:
+    """The lines of each number of appends in flight: only these can be compared."""
+
+    def many(line: Line) -> int:
+        return int(line.in_flight.split()[0]) * ("x" in line.in_flight)  # one in the world comes first
+
+    found = {}
+    for number, same in groupby(sorted(lines, key=many), many):
+        found[f"{number:,} in flight in each region" if number else "1 in flight in the world"] = list(same)
+    return found
+
+
+def figure(lines: Sequence[Line]) -> plots.Plot:
+    """The ladder, like beside like; what was not measured is left out."""
+    measured = [line for line in lines if line.verdict != "not measured"]
+    return plots.ladders(
+        {
+            name: [plots.Rung(line.name, line.rate or 0.0, line.p50 or 0.0, line.verdict == "valid") for line in same]
+            for name, same in groups(measured).items()
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Remove the cluster that up.sh made, with its containers, volumes, network and kubeconfig entry. Done twice, it does nothing.
-# With --stop only its nodes are stopped; up.sh goes on with their data.
+# Remove the cluster that up.sh made, with its containers, volumes, network and kubeconfig. Done twice, it does nothing.
+# With --stop only its nodes are stopped; up.sh goes on with their data. Interrupted, it is to be run again.
 . "$(dirname "$0")/common.sh"
 stop=
 while [ $# -gt 0 ]; do
@@ -12,15 +12,25 @@ while [ $# -gt 0 ]; do
 done
 use_cluster
 need_docker
-mapfile -t all < <(nodes)
+own
+end() {
+  local code=$?
+  exec 2>&"$errors"
+  stop_jobs
+  is_owner || exit $code
+  rm -f "$work/owner"
+  case $code in 130 | 143)
+    echo "Interrupted: of $name is left: $(nodes | paste -sd ' ' -). The same again does the rest, cluster/up.sh starts it." >&2
+    # without its nodes' containers all at hand a cluster is of no use: next time it is made anew
+    [ "$stop" ] || [ ! -d "$work" ] || touch "$work/making" ;;
+  esac
+}
+trap end EXIT
 if [ "$stop" ]; then
-  [ ${#all[@]} = 0 ] || docker stop --time 20 "${all[@]}" >/dev/null
+  mapfile -t all < <(nodes)
+  [ ${#all[@]} = 0 ] || run timeout 120 docker stop --time 20 "${all[@]}" >/dev/null
   step "the nodes of $name are stopped"
   exit
 fi
-if command -v kind >/dev/null; then kind delete cluster --name "$name" >/dev/null 2>&1 || true; fi
-mapfile -t all < <(nodes) # what kind did not know of, or all where kind is gone
-[ ${#all[@]} = 0 ] || docker rm --force --volumes "${all[@]}" >/dev/null
-docker network rm "$name" >/dev/null 2>&1 || true
-rm -rf "$work"
+remove_cluster
 step "the cluster $name is gone"

@@ -13,7 +13,7 @@ Usage: cluster/up.sh [options]
   --keep              leave a cluster that could not be completed, to look into
 TEXT
 }
-regions='' replicas='' file='' node_image='' keep='' made='' loading=''
+regions='' replicas='' file='' node_image='' keep='' made=''
 while [ $# -gt 0 ]; do
   case $1 in
     --regions | --replicas | --topology | --node-image | --name)
@@ -27,34 +27,47 @@ while [ $# -gt 0 ]; do
     *) usage >&2; fail "unknown option $1" ;;
   esac
 done
-[[ $name =~ ^[a-z0-9][a-z0-9-]{0,40}$ ]] || fail "the name $name must be of a-z, 0-9 and hyphens"
 use_cluster
-stock=kindest/node:v1.34.0 source=kindest/node:v1.34.4-source # 1.34 runs on cgroup v1, too
+# 1.34 runs on cgroup v1, too; the digest is the one that kind's release 0.30 names
+stock=kindest/node:v1.34.0@sha256:7416a61b42b1662ca6ca89f02028ac133a309a2a30ba309614e8ec94d976dc5a
+source=kindest/node:v1.34.4-source
 
-# What a failed start has to say: who is not ready, what Kubernetes says of it, and the end of its log
+# What a start that failed or was interrupted has to say: who is not ready, what Kubernetes says of it, the end of its log
 explain() {
   local code=$?
-  trap - EXIT
-  [ $code = 0 ] && return
-  [ ! "$loading" ] || kill "$loading" 2>/dev/null || true
-  if [ "$made" ] && k get --raw /readyz >/dev/null 2>&1; then
-    {
-      echo; echo "Not ready:"
-      k get pods -A -l $label --no-headers 2>/dev/null | awk '{ split($3, n, "/"); if (n[1] != n[2] && $4 != "Completed") print "  " $0 }'
-      echo "Kubernetes' last warnings:"
-      k get events -A --field-selector type=Warning --sort-by=.lastTimestamp --no-headers 2>/dev/null | tail -n 12 | cut -c 1-220 | sed 's/^/  /'
-      k get pods -A -l $label --no-headers 2>/dev/null | awk '{ split($3, n, "/"); if (n[1] != n[2] && $4 != "Completed" && $4 != "Pending") print $1, $2 }' |
-        head -n 6 | while read -r namespace pod; do
-          echo "$namespace/$pod, the end of its log:"
-          { k logs -n "$namespace" "$pod" --tail 8 || k logs -n "$namespace" "$pod" --previous --tail 8; } 2>&1 | cut -c 1-220 | sed 's/^/  /'
-        done
-    } >&2
+  trap - EXIT ERR
+  exec 2>&"$errors"
+  is_owner || exit $code
+  trap '' INT TERM HUP # tidying up is bounded; a second Ctrl-C does not leave half of it
+  stop_jobs
+  rm -rf "${work:?}/tmp" # archives of images on their way into nodes
+  if [ $code = 130 ] || [ $code = 143 ]; then
+    if making && [ ! "$keep" ]; then
+      echo "Interrupted while the cluster $name was made: removing what there is of it, which takes some seconds." >&2
+      remove_cluster
+    else
+      echo "Interrupted. cluster/up.sh goes on where it was; cluster/down.sh removes what is there." >&2
+    fi
+  elif [ $code != 0 ]; then
+    if [ "$made" ] && k get --raw /readyz >/dev/null 2>&1; then what_is_not_ready >&2; fi
+    if [ "$made" = new ] && [ ! "$keep" ]; then
+      echo "Removing the cluster that could not be completed; --keep leaves it." >&2
+      remove_cluster
+    fi
   fi
-  if [ "$made" = new ] && [ ! "$keep" ]; then
-    echo "Removing the cluster that could not be completed; --keep leaves it." >&2
-    "$here/down.sh" --name "$name" >/dev/null 2>&1 || true
-  fi
+  rm -f "$work/owner"
   exit $code
+}
+what_is_not_ready() {
+  echo; echo "Not ready:"
+  k get pods -A -l $label --no-headers 2>/dev/null | awk '{ split($3, n, "/"); if (n[1] != n[2] && $4 != "Completed") print "  " $0 }'
+  echo "Kubernetes' last warnings:"
+  k get events -A --field-selector type=Warning --sort-by=.lastTimestamp --no-headers 2>/dev/null | tail -n 12 | cut -c 1-220 | sed 's/^/  /'
+  k get pods -A -l $label --no-headers 2>/dev/null | awk '{ split($3, n, "/"); if (n[1] != n[2] && $4 != "Completed" && $4 != "Pending") print $1, $2 }' |
+    head -n 6 | while read -r namespace pod; do
+      echo "$namespace/$pod, the end of its log:"
+      { k logs -n "$namespace" "$pod" --tail 8 || k logs -n "$namespace" "$pod" --previous --tail 8; } 2>&1 | cut -c 1-220 | sed 's/^/  /'
+    done
 }
 trap explain EXIT
 set -E
@@ -66,7 +79,12 @@ pghc() { (cd "$root" && "$python" -m pghc.cluster.kubernetes.manifests "$@") || 
 check() {
   need_docker
   (cd "$root" && "$python" -c 'import pghc.cli.commands' 2>/dev/null) || "$root/scripts/venv.sh" all
-  mkdir -p "$work"
+  own
+  rm -rf "${work:?}/tmp"
+  if making; then
+    step "an earlier start or removal of $name was broken off: it begins anew"
+    remove_cluster; own
+  fi
 }
 
 # The cluster's own topology, or the one asked for
@@ -90,10 +108,10 @@ topology() {
 
 room() { # before a cluster is made: memory and disk
   local needed=$((700 + $(pghc names "$work/topology.json" | wc -l) * 550)) free disk
-  if [ -r /proc/meminfo ]; then free=$(awk '/^MemAvailable/ { print int($2 / 1024) }' /proc/meminfo); else free=$(($(docker info --format '{{.MemTotal}}') / 1048576)); fi
+  if [ -r /proc/meminfo ]; then free=$(awk '/^MemAvailable/ { print int($2 / 1024) }' /proc/meminfo); else free=$(($(bounded 20 docker info --format '{{.MemTotal}}') / 1048576)); fi
   [ "$free" -ge $needed ] || fail "$free MB of memory are free, and the cluster needs about $needed MB" \
     "Close other programs, give Docker Desktop more memory (Settings, Resources), or ask for less: --regions 2 --replicas 0"
-  disk=$(df -Pm "$(docker info --format '{{.DockerRootDir}}')" 2>/dev/null | awk 'NR == 2 { print $4 }') || true
+  disk=$(df -Pm "$(bounded 20 docker info --format '{{.DockerRootDir}}')" 2>/dev/null | awk 'NR == 2 { print $4 }') || true
   [ "${disk:-99999}" -ge 6000 ] || fail "$disk MB of disk are free where Docker keeps its files, and the cluster needs about 6000 MB" \
     "Free some: docker system df shows what takes it."
 }
@@ -103,24 +121,25 @@ choose_node_image() {
   for node_image in $stock $source; do
     if docker image inspect "$node_image" >/dev/null 2>&1; then return; fi
   done
-  step "fetching the node image $stock"
+  step "fetching the node image ${stock%@*}"
   node_image=$stock
-  if timeout 600 docker pull --quiet $stock >/dev/null 2>"$work/pull"; then return; fi
+  if run timeout 600 docker pull --quiet $stock >/dev/null 2>"$work/pull"; then return; fi
   step "no registry can be reached ($(tail -n 1 "$work/pull" | cut -c 1-120)): building the node image, about 9 minutes, once"
   command -v go >/dev/null || fail "the stock node image cannot be pulled, and Go, to build one, is not installed" \
-    "Go 1.26 or later: https://go.dev/dl; or carry $stock here with docker save and docker load; or --node-image."
+    "Go 1.26 or later: https://go.dev/dl; or carry ${stock%@*} here with docker save and docker load, and --node-image ${stock%@*}."
   [ "$(id -u)" = 0 ] || fail "building the node image needs root" "sudo --preserve-env=HOME,PGHC_CACHE cluster/node-image/build.sh, once."
-  node_image=$("$here/node-image/build.sh")
+  run timeout 7200 "$here/node-image/build.sh" > "$work/built" || exit 2
+  node_image=$(cat "$work/built")
 }
 
-state() { # none, whole, stopped, paused or incomplete: what is there of the cluster
+state() { # none, running, stopped (some node at least), paused or incomplete: what containers are there of the cluster
   local all running
   mapfile -t all < <(nodes)
   mapfile -t running < <(nodes --filter status=running)
   if [ ${#all[@]} = 0 ]; then echo none; return; fi
   if [ ${#all[@]} -lt 3 ] || [[ " ${all[*]} " != *" $name-control-plane "* ]]; then echo incomplete; return; fi
   if [ "$(nodes --filter status=paused)" ]; then echo paused; return; fi
-  if [ ${#running[@]} -lt ${#all[@]} ]; then echo stopped; else echo whole; fi
+  if [ ${#running[@]} -lt ${#all[@]} ]; then echo stopped; else echo running; fi
 }
 only_a_part() {
   made='' # nothing more need be said
@@ -136,41 +155,54 @@ create() {
   : > "$work/kind.log"
   made=new
   step "making the cluster $name: a control plane and a node for each of $(pghc names "$work/topology.json" | paste -sd ' ' -)"
-  load_meanwhile & loading=$!
-  kind create cluster --name "$name" --config "$work/kind.yaml" --image "$node_image" > "$work/kind.log" 2>&1 || {
+  echo > "$work/making"
+  background timeout 900 kind create cluster --name "$name" --config "$work/kind.yaml" --image "$node_image" --kubeconfig "$work/kubeconfig" > "$work/kind.log" 2>&1
+  local kind=${jobs[-1]}
+  echo "$kind" > "$work/making"
+  background load_meanwhile
+  wait "$kind" || {
     grep -E '✗|ERROR|rror:' "$work/kind.log" | cut -c 1-300 >&2
     fail "kind could not make the cluster; its whole log is $work/kind.log" "$(case $(cat "$work/kind.log") in
       *already\ allocated* | *address\ already\ in\ use*) echo "Another program took a port meanwhile: run it again." ;;
-      *) echo "If a start was broken off before: cluster/down.sh, then again." ;; esac)"
+      *) echo "Its last lines are above; run it again with --keep to look into what is there." ;; esac)"
   }
+  rm "$work/making" # every node has joined
   echo "the cluster is made" >> "$work/kind.log"
-  wait $loading || exit 2
+  wait "${jobs[-1]}" || exit 2
+  jobs=()
 }
 
 load_meanwhile() { # while Kubernetes starts on the nodes: kind has configured their containerd by then and leaves it alone
-  until grep -qE 'Starting control-plane|the cluster is made' "$work/kind.log"; do sleep 0.3; done
+  trap - EXIT ERR
+  until grep -qE 'Starting control-plane|the cluster is made' "$work/kind.log"; do
+    kill -0 $$ && making || exit 2
+    sleep 0.3
+  done
   load
 }
 
-begin() { # a cluster that is there: whole, or stopped by a reboot or by docker
+begin() { # a cluster that is there: running, or with nodes stopped by a reboot, by docker or by a fault
   need_kind; need_kubectl
   if [ "$1" = stopped ]; then
-    step "starting the stopped nodes of $name"
-    # shellcheck disable=SC2046  # the names are words
-    docker start $(nodes) >/dev/null 2>"$work/start" || fail "a node of $name does not start: $(grep -oE '127\.0\.0\.1:[0-9]+.*' "$work/start" || head -n 1 "$work/start")" \
+    local stopped; mapfile -t stopped < <(nodes --filter status=exited --filter status=created)
+    step "starting ${stopped[*]}"
+    run timeout 120 docker start "${stopped[@]}" >/dev/null 2>"$work/start" || fail "a node of $name does not start: $(grep -oE '127\.0\.0\.1:[0-9]+.*' "$work/start" || head -n 1 "$work/start")" \
       "Where a port is taken: end the program that has it (ss -ltnp), or cluster/down.sh, then again, for other ports."
   fi
   made=old
-  kind export kubeconfig --name "$name" >/dev/null 2>&1
-  for _ in {1..120}; do
+  local deadline=$((SECONDS + 120))
+  bounded 60 kind export kubeconfig --name "$name" --kubeconfig "$work/kubeconfig" >/dev/null 2>&1
+  while :; do
     if k get --raw /readyz >/dev/null 2>&1; then return; fi
+    [ $SECONDS -lt $deadline ] || break
     sleep 1
   done
   fail "the control plane of $name does not answer after 2 minutes" "docker logs $name-control-plane says why; cluster/down.sh removes it."
 }
 
 build_images() {
-  mapfile -t images < <("$here/images/build.sh")
+  run timeout 3600 "$here/images/build.sh" > "$work/images" || true
+  mapfile -t images < "$work/images"
   [ ${#images[@]} = 3 ] || fail "the images could not be built" "The lines above say why."
 }
 
@@ -178,40 +210,30 @@ load() { # the images onto every region's node that lacks them
   local workers missing=() node
   mapfile -t workers < <(nodes | grep -v control-plane | sort)
   for node in "${workers[@]}"; do
-    local there; there=$(docker exec "$node" ctr --namespace k8s.io images list --quiet)
+    local there; there=$(bounded 60 docker exec "$node" ctr --namespace k8s.io images list --quiet)
     for image in "${images[@]}"; do
       if ! grep -qx "docker.io/$image" <<< "$there"; then missing+=("$node"); break; fi
     done
     # where the volumes of pghc/cluster/kubernetes/manifests.py are, for the servers' user
-    docker exec "$node" sh -c 'for d in primary-0 zookeeper-0 replica-1 replica-2 replica-3 replica-4 replica-5; do [ -d /var/lib/pghc/$d ] || install -d -o 10001 -g 10001 -m 0700 /var/lib/pghc/$d; done'
+    bounded 60 docker exec "$node" sh -c 'for d in primary-0 zookeeper-0 replica-1 replica-2 replica-3 replica-4 replica-5; do [ -d /var/lib/pghc/$d ] || install -d -o 10001 -g 10001 -m 0700 /var/lib/pghc/$d; done'
   done
   [ ${#missing[@]} != 0 ] || return 0
   step "loading the images into ${#missing[@]} nodes"
-  kind load docker-image "${images[@]}" --name "$name" --nodes "$(IFS=,; echo "${missing[*]}")" > "$work/load.log" 2>&1 || {
+  mkdir -p "$work/tmp" # kind leaves its archive behind when it is interrupted
+  TMPDIR=$work/tmp bounded 900 kind load docker-image "${images[@]}" --name "$name" --nodes "$(IFS=,; echo "${missing[*]}")" > "$work/load.log" 2>&1 || {
     tail -n 3 "$work/load.log" >&2; fail "the images could not be loaded into the nodes" "Is the disk full? The log is $work/load.log"
   }
 }
 
 install() {
-  local names region jobs
-  mapfile -t names < <(pghc names "$work/topology.json")
   pghc write "$work/topology.json" --images "${images[@]}" --manifests "$here/manifests" "$work/manifests"
-  for region in "${names[@]}"; do
-    k get namespace "$region" >/dev/null 2>&1 || k apply -f "$work/manifests/$region/namespace.json" >/dev/null
-  done
-  # One set of passwords for all regions: made once, from standard input, never on a command line
-  k get secret pghc -n "${names[-1]}" >/dev/null 2>&1 || pghc secrets "$work/topology.json" | k apply -f - >/dev/null
-  # A Job cannot be changed: another image means another run of it, which changes nothing that is there
-  for region in "${names[@]}"; do
-    jobs=$(k get job setup -n "$region" --ignore-not-found -o jsonpath='{.spec.template.spec.containers[0].image} {.status.failed}')
-    [ ! "$jobs" ] || [ "$jobs" = "${images[2]} " ] || k delete job setup -n "$region" --wait >/dev/null
-  done
-  # What `apply` says is no measure: it calls stateful sets "configured" when nothing of them changed
-  changed=
-  if k diff -k "$work/manifests" >/dev/null 2>&1; then return; fi
-  changed=yes
-  step "applying the manifests"
-  k apply -k "$work/manifests" > "$work/applied"
+  : > "$work/rolled"
+  run roll || exit 2
+}
+roll() {
+  trap - EXIT ERR
+  "$here/roll.sh" "$work/manifests" --kubeconfig "$work/kubeconfig" --context "kind-$name" |
+    while read -r line; do step "$line"; echo "$line" >> "$work/rolled"; done
 }
 
 wait_for_pods() {
@@ -228,21 +250,47 @@ wait_for_pods() {
   done
 }
 
-check
-found=$(state)
-case $found in
-  incomplete) only_a_part ;;
-  paused) fail "the nodes of $name are paused, by somebody's docker pause" "docker unpause $(nodes --filter status=paused | paste -sd ' ' -)" ;;
-  none) topology new; create ;;
-  *)
-    begin "$found"; topology existing
-    [ "$(nodes | wc -l)" -gt "$(pghc names "$work/topology.json" | wc -l)" ] || only_a_part
-    build_images; load ;;
-esac
-install
-wait_for_pods
-k get nodes -o jsonpath='{range .items[?(@.spec.unschedulable==true)]}{.metadata.name}{"\n"}{end}' | while read -r node; do
-  step "uncordoning $node"; k uncordon "$node" >/dev/null
-done
-if [ ! "$changed" ]; then step "the cluster $name is up; nothing had to be changed"; else step "the cluster $name is up"; fi
-echo "        pghc status --backend kind; kubectl --context kind-$name get all -A; cluster/down.sh"
+# Every server answers where its clients dial it: what Kubernetes knows of a node that was away may be old
+wait_for_answers() {
+  local deadline=$((SECONDS + 300)) silent=''
+  while :; do
+    # its exit code tells of links, too, that somebody may have cut; they are not waited for
+    silent=$(cd "$root" && { PGHC_KIND=$name bounded 60 "$python" -m pghc status --backend kind --json 2>/dev/null || true; } |
+      "$python" -c 'import json, sys; print(*(node["name"] for node in json.load(sys.stdin)["nodes"] if not node["accessible"]))' 2>/dev/null) || silent=all
+    [ "$silent" ] || return 0
+    [ $SECONDS -lt $deadline ] || fail "these servers are ready, as Kubernetes says, and do not answer: $silent" "Run it again; it goes on where it was."
+    sleep 1
+  done
+}
+
+main() {
+  check
+  found=$(state)
+  if [ "$found" = running ] || [ "$found" = stopped ]; then
+    begin "$found"
+    joined=$(k get nodes -o name)
+    namespaces=$(k get namespaces -l $label -o name)
+    if [ "$(wc -l <<< "$joined")" != "$(nodes | wc -l)" ] && [ ! "$namespaces" ]; then
+      step "not all nodes of $name have joined it, and nothing runs there: it begins anew"
+      remove_cluster; own; made='' found=none
+    fi
+  fi
+  case $found in
+    incomplete) only_a_part ;;
+    paused) fail "the nodes of $name are paused, by somebody's docker pause" "docker unpause $(nodes --filter status=paused | paste -sd ' ' -)" ;;
+    none) topology new; create ;;
+    *)
+      topology existing
+      [ "$(nodes | wc -l)" -gt "$(pghc names "$work/topology.json" | wc -l)" ] || only_a_part
+      build_images; run load || exit 2 ;;
+  esac
+  install
+  wait_for_pods
+  k get nodes -o jsonpath='{range .items[?(@.spec.unschedulable==true)]}{.metadata.name}{"\n"}{end}' | while read -r node; do
+    step "uncordoning $node"; k uncordon "$node" >/dev/null
+  done
+  wait_for_answers
+  if [ ! -s "$work/rolled" ]; then step "the cluster $name is up; nothing had to be changed"; else step "the cluster $name is up"; fi
+  echo "        pghc status --backend kind; cluster/down.sh; kubectl --kubeconfig $work/kubeconfig get all -A"
+}
+main; exit # read as a whole before it runs: whoever updates the repository meanwhile does no harm

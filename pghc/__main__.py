@@ -1,3 +1,3 @@
-from pghc.cli.commands import main
+from pghc.cli import main
 
 main()

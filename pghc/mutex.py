@@ -92,7 +92,7 @@ def _acquire(lock: Lock, timeout: float) -> tuple[bool, Exception | None]:
     def acquire() -> None:
         try:
             outcome.append((bool(lock.acquire(timeout=timeout)), None))  # False: it was cancelled
-        except (zk.LockTimeout, *LOST) as error:
+        except (zk.LockTimeout, zk.CancelledError, *LOST) as error:  # cancelled: below
             outcome.append((False, error))
         if given_up.is_set() and outcome[0][0]:
             _release(lock)

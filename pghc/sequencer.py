@@ -41,7 +41,7 @@ from kazoo.protocol.states import KazooState
 
 from pghc import terms
 from pghc.chain import NODE_ID
-from pghc.errors import BadInput, ClusterError, Conflict, Indefinite, Unavailable
+from pghc.errors import BadInput, ClusterError, Conflict, Indefinite, PghcError, Unavailable
 from pghc.terms import Term
 from pghc.topology import View
 from pghc.zookeeper import LOST, Client, connect
@@ -179,7 +179,7 @@ class Sequencer:
                     self.next_segment(segment, _left(deadline))
                     continue
                 if position - segment.base >= self.segment_size:
-                    with suppress(Unavailable):  # the next one will try: this entry is in the log
+                    with suppress(PghcError):  # the next one will try: this entry is in the log
                         self.rotate(segment, _left(deadline))
                 return position
         except (Unavailable, ClusterError, *LOST) as error:
@@ -294,9 +294,10 @@ class Sequencer:
         It is above ``after``, the highest position that any region has settled, also when ZooKeeper's data was emptied.
         Raises `Unavailable`, `Indefinite`, `ClusterError`.
         """
-        if self.tip(timeout) < after:
-            self.rotate(timeout=timeout, base=after)
-        return self.take(BEGIN, timeout)
+        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        if self.tip(_left(deadline)) < after:
+            self.rotate(timeout=_left(deadline), base=after)
+        return self.take(BEGIN, _left(deadline))
 
     def ordering(self, chain: int, proposed: str = "", timeout: float | None = None) -> str:
         """How the chain that began at position ``chain`` is ordered: ``proposed``, if nobody has proposed before.

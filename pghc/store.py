@@ -241,7 +241,7 @@ class Reader:
         """Wait until this server's watermark is at least ``zk_id``; returns it. Raises `Behind`."""
         deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
         pause = 0.002
-        while (mark := self.cursor().zk_id) < zk_id:
+        while (mark := self.cursor(deadline - time.monotonic()).zk_id) < zk_id:
             if time.monotonic() + pause > deadline:
                 raise Behind(
                     f"{self.node}: has entries up to {mark}, not yet {zk_id}",

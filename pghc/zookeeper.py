@@ -5,9 +5,10 @@ kazoo has no public way to see what is unanswered or to end a connection, so `Cl
 
 * kazoo pings, and so notices that its server is cut off, only while it has nothing to send. A client that keeps
   asking would wait for ever. A watchdog ends the connection when the oldest question stays unanswered for a session.
-* An answer that is not the oldest question's ("xids do not match") ends kazoo's loop, and the client, for good. Servers
-  answer out of order where a session has moved: one refuses a write by ending the connection, and the answer to a later
-  read overtakes that end. To us it is a broken connection: what was asked may have happened, and we connect anew.
+* An answer that is not the oldest question's ("xids do not match") ends kazoo's loop, and the client, for good. A
+  server skips an answer where the session has moved: it refuses the write by an empty "close" in the connection's queue
+  (`FinalRequestProcessor`), and sends what stands behind that, such as a later read's answer, in the same write before
+  it closes (`NIOServerCnxn.handleWrite`). To us it is a broken connection: what was asked may have happened.
 * Whatever else ends the loop is followed by another loop, in a new session.
 """
 

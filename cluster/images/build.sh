@@ -2,6 +2,7 @@
 # Build the lab's three images for the Docker engine in reach and print their names, tagged by what is in them.
 # Files are gathered here, by the user's own pip and the embedded backend's jars, and only copied there: a proxy or a mirror
 # that pip knows is used, and nothing but Debian's Python is fetched inside a build. No registry and no BuildKit is needed.
+. "$(dirname "$0")/../surroundings.sh"
 set -euo pipefail
 cd "$(dirname "$0")"
 here=$PWD root=$(cd ../.. && pwd)
@@ -32,15 +33,27 @@ wheels() { # wheels NAME PACKAGE...: locked packages for Debian's Python 3.13, u
 
 build() { # build NAME DIRECTORY: an image tagged by the content of its build directory, unless it is there
   local image
-  image=pghc/$1:$(cd "$2" && find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum | cut -c 1-12)
+  chmod -R u=rwX,go=rX "$2"
+  image=pghc/$1:$(cd "$2" && { echo "$base"; find . -type f -print0 | sort -z | xargs -0 sha256sum; } | sha256sum | cut -c 1-12)
   if ! docker image inspect "$image" >/dev/null 2>&1; then
     say "building $image"
-    docker build --quiet --network host --tag "$image" "$2" >/dev/null 2>"$cache/$1.log" || { cat "$cache/$1.log" >&2; exit 1; }
+    docker build --quiet --network host --build-arg BASE="$base" --tag "$image" "$2" >/dev/null 2>"$cache/$1.log" || { cat "$cache/$1.log" >&2; exit 1; }
     # nodes have copies of their own: what the new one replaces is of no use any more
     docker images "pghc/$1" --format '{{.Repository}}:{{.Tag}}' | grep -vx "$image" | xargs -r docker rmi >/dev/null 2>&1 || true
   fi
   echo "$image"
 }
+
+# Debian 13, by digest where a registry is reached; else what node-image/build.sh makes of Debian's packages, which has none
+base=debian@sha256:3a39a0592364683e6bab97937b72cad5a8fa6dcbbee90edb3bb48c7f8e94f258
+if ! docker image inspect $base >/dev/null 2>&1; then
+  if [ "$(docker image inspect --format '{{len .RepoDigests}}' debian:trixie-slim 2>/dev/null)" = 0 ]; then
+    base=debian:trixie-slim
+  elif ! timeout --foreground 300 docker pull --quiet $base >/dev/null; then
+    echo "Debian's image cannot be pulled. Without a registry: sudo cluster/node-image/build.sh makes one of Debian's packages." >&2
+    exit 2
+  fi
+fi
 
 context() { # context NAME: an empty build directory with the image's own files in it
   rm -rf "${cache:?}/context/$1"; mkdir -p "$cache/context"

@@ -2,6 +2,7 @@
 # Build a kind node image from Go modules and Debian packages, for a machine that reaches no container registry, and
 # kind and kubectl beside it. Prints the image's name. Needs root, a Docker engine, Go >= 1.26 and Debian's gcc.
 # About 9 minutes on 2 cores the first time; nothing once the image exists. Build files: $PGHC_CACHE, outside the tree.
+. "$(dirname "$0")/../surroundings.sh"
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${PGHC_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pghc}/node-image
@@ -21,7 +22,7 @@ tools() { # what the build itself needs, of Debian's packages
   command -v mmdebstrap >/dev/null || missing+=(mmdebstrap debian-archive-keyring)
   command -v jq >/dev/null || missing+=(jq)
   command -v gcc >/dev/null || missing+=(gcc libc6-dev)
-  [ ${#missing[@]} = 0 ] || { say "installing ${missing[*]}"; apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null; }
+  [ ${#missing[@]} = 0 ] || { say "installing ${missing[*]}"; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null; }
 }
 
 binaries() { # Go's own cache knows what is up to date

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Start a Docker engine on a Debian machine that has none running: `engine.sh start`, `engine.sh stop`. Needs root, no systemd.
 # Where Docker runs already (any laptop), start does nothing and stop stops nothing.
+. "$(dirname "$0")/../surroundings.sh"
 set -euo pipefail
 state=${PGHC_ENGINE:-/var/lib/pghc-engine}
 
-running() { docker info >/dev/null 2>&1; }
+running() { timeout 20 docker info >/dev/null 2>&1; }
 
 # A machine without CAP_SYS_RESOURCE cannot start privileged containers with an old engine ("unable to apply caps").
 # Then a runtime in front of runc leaves that capability out of what the engine asks for.

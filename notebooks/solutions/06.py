@@ -13,5 +13,5 @@ class Mine(Numbered):
             raise Indefinite(f"entry {number - 1} has not arrived; number {number} is taken")
         last = self.store.last()
         row = Row(number, self.node_id, link(number, self.node_id, last.hash if last else ROOT))
-        self.store.insert(row, request_id)
+        self.store.insert(row, request_id, self.base)
         return row

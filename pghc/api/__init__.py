@@ -6,6 +6,7 @@
     GET  /cluster/config   regions and nodes
     GET  /ping             pong
     GET  /metrics, /health/live, /health/ready, /openapi.json
+    GET  /, /docs          for people
 
 An answer carries ``PGHC-Position``; a read that sends it back is served nothing older, by whatever server. Errors are
 problem documents (RFC 9457) whose ``outcome`` says whether a write is known not to have happened by this request

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
+from pghc.api import pages
 from pghc.api.edge import OPEN_TO_ALL, Edge
 from pghc.api.metrics import CONTENT_TYPE
 from pghc.api.problems import Problem, described, problem, problem_of
@@ -132,14 +133,17 @@ def create(view: View, settings: Settings) -> FastAPI:
         summary=f"The hash chain as region {view.region} sees it",
         version="1",
         lifespan=lifespan,
-        docs_url=None,  # these pages load scripts from elsewhere
+        docs_url=None,  # FastAPI's own load scripts from elsewhere; see `pages`
         redoc_url=None,
         redirect_slashes=False,
         # Nothing goes elsewhere, whatever the environment says
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.service = service
-    app.add_middleware(Edge, settings=settings, service=service)
+    _add_routes(app, service)
+    pages.add_to(app, settings)
+    paths = frozenset(getattr(route, "path", "") for route in app.routes)
+    app.add_middleware(Edge, settings=settings, service=service, paths=paths)
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -152,7 +156,6 @@ def create(view: View, settings: Settings) -> FastAPI:
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(Exception, _on_surprise)
-    _add_routes(app, service)
     _complete_openapi(app, settings)
     return app
 
@@ -165,7 +168,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         summary="Append one entry",
         responses={
             200: {"model": Entry, "content": {"application/json": {"example": EXAMPLE}}} | WITH_POSITION,
-            **described([*REFUSED, 409, 422, 503, 504]),
+            **described([*REFUSED, 409, 503, 504]),
         },
         openapi_extra={"parameters": [KEY_PARAMETER]},
     )
@@ -266,7 +269,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     )
     async def ready() -> Response:
         """200 while some server of the region can be read; whether appends work too is said in the answer."""
-        readable = service.reads.readable and not service.appends.closing
+        readable = service.reads.readable and not service.ending
         body = {"reads": readable, "appends": readable and service.writable}
         return Response(json.dumps(body), 200 if readable else 503, media_type="application/json")
 

@@ -5,24 +5,21 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-import math
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from http import HTTPStatus
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import Response
 from prometheus_client import Counter
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from pghc.api.problems import problem
 from pghc.api.service import Service
 from pghc.api.settings import Settings, is_loopback
 
-MAX_HEADERS, MAX_HEADER_BYTES, MAX_TARGET_BYTES = 64, 16_384, 1_024
+MAX_HEADERS, MAX_TARGET_BYTES = 64, 1_024
 MAX_OPEN = 8_192  # requests in progress
-HEADER_SECONDS = 10.0  # for a request's head, and for the end of an empty chunked body
+BODY_SECONDS = 10.0  # for the end of an empty chunked body
 
 log = logging.getLogger("pghc.api")
 
@@ -39,49 +36,72 @@ class Edge:
 
     No request has a body. A page of another origin gets nothing unless it is allowed, also where the browser would send
     without asking; without a token, requests must be addressed to this machine by a name that only it has, so that no
-    page can call it by a name of its own that resolves to loopback.
+    page can call it by a name of its own that resolves to loopback. ``paths``: those that exist, for the metrics.
+
+    HEAD is GET whose body is left out. While the node ends, answers close their connections.
     """
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], settings: Settings, service: Service):
-        self._app, self._service = app, service
+    def __init__(
+        self,
+        app: Callable[[Scope, Receive, Send], Awaitable[None]],
+        settings: Settings,
+        service: Service,
+        paths: frozenset[str] = frozenset(),
+    ) -> None:
+        self._app, self._service, self._paths = app, service, paths
         self._token = settings.token.encode()
         self._origins = {origin.encode() for origin in settings.origins}
-        self._open = 0
         self._counters: dict[tuple[str, str, int], Counter] = {}
-        service.metrics.open_requests.set_function(lambda: self._open)
+        service.metrics.open_requests.set_function(lambda: len(service.requests))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.monotonic(), 500
+        began, status, method = time.monotonic(), 0, scope["method"]
+        if head := method == "HEAD":
+            scope = {**scope, "method": "GET"}
 
         async def answer(message: MutableMapping[str, Any]) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] += (b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")
+                if self._service.ending:
+                    kept = [each for each in message["headers"] if each[0] != b"connection"]
+                    message["headers"] = [*kept, (b"connection", b"close")]
+            elif head:
+                message = {**message, "body": b""}
             await send(message)
 
-        self._open += 1
+        task = asyncio.current_task()
+        assert task
+        self._service.requests.add(task)
         try:
             refusal = self._refusal(scope) or await _body_refusal(scope, receive)
             await (refusal or self._app)(scope, receive, answer)
+        except asyncio.CancelledError:
+            if status or not self._service.ending:
+                raise
+            task.uncancel()
+            await _cut_short(method)(scope, receive, answer)
         finally:
-            self._open -= 1
-            self._count(scope, status)
+            self._service.requests.discard(task)
+            status = status or 500
+            self._count(scope, method, status)
             if status >= 400 or log.isEnabledFor(logging.DEBUG):
                 fields = {
-                    "method": scope["method"][:20],
+                    "method": method[:20],
                     "path": scope["path"][:200],
                     "status": status,
                     "ms": round(1000 * (time.monotonic() - began), 1),
                 }
                 log.log(logging.DEBUG if status < 400 else logging.INFO, "request", extra={"fields": fields})
 
-    def _count(self, scope: Scope, status: int) -> None:
-        route = getattr(scope.get("route"), "path", "other")
-        labels = (scope["method"] if route != "other" else "other", route, status)
+    def _count(self, scope: Scope, method: str, status: int) -> None:
+        route = getattr(scope.get("route"), "path", "")  # a template; refused requests and `POST /chain` have none
+        route = route or (scope["path"] if scope["path"] in self._paths else "other")
+        labels = (method if route != "other" else "other", route, status)
         counter = self._counters.get(labels)  # to find it in prometheus_client takes longer than to count
         if counter is None:
             counter = self._counters[labels] = self._service.metrics.requests.labels(*labels)
@@ -93,17 +113,21 @@ class Edge:
             return problem(414, "request", f"the path and query have more than {MAX_TARGET_BYTES} bytes")
         if len(headers) > MAX_HEADERS:
             return problem(431, "request", f"there are more than {MAX_HEADERS} headers")
-        if self._service.appends.closing or self._open > MAX_OPEN:
+        if self._service.appends.closing or len(self._service.requests) > MAX_OPEN:
             what = "is shutting down" if self._service.appends.closing else f"has {MAX_OPEN} requests in progress"
             return problem(503, "unavailable", f"the node {what}; nothing was done", headers={"Connection": "close"})
         host = token = b""
+        origins = set()
         for name, value in headers:
-            if name == b"origin" and value not in self._origins and b"*" not in self._origins:
-                return problem(403, "request", "pages of this origin are not allowed to call this node")
             if name == b"host":
                 host = value
             elif name == b"authorization":
                 token = value
+            elif name == b"origin":
+                origins.add(value)
+        own = {b"http://" + host, b"https://" + host}  # the pages of this node itself
+        if origins - own - self._origins and b"*" not in self._origins:
+            return problem(403, "request", "pages of this origin are not allowed to call this node")
         if not self._token:
             if host not in _LOCAL_HOSTS and not _is_local(host):
                 return problem(403, "request", "without a token, call this node by localhost or a loopback address")
@@ -123,7 +147,7 @@ async def _body_refusal(scope: Scope, receive: Receive) -> Response | None:
             empty = value.strip(b"0") == b""
         elif name == b"transfer-encoding":
             try:
-                async with asyncio.timeout(HEADER_SECONDS):
+                async with asyncio.timeout(BODY_SECONDS):
                     message = await receive()
                     while message.get("more_body") and not message.get("body"):
                         message = await receive()
@@ -149,89 +173,8 @@ def _is_local(host: bytes) -> bool:
     return local
 
 
-class _Joined:
-    """A transport that sends an answer's head and body, which come one after the other, in one packet."""
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport, self._loop = transport, loop
-        self._written: list[bytes] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        if not self._written:
-            self._loop.call_soon(self._flush)
-        self._written.append(data)
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-    def _flush(self) -> None:
-        if self._written:
-            self._transport.write(b"".join(self._written))
-            self._written.clear()
-
-
-class Protocol(HttpToolsProtocol):
-    """HTTP/1.1 with limits that the parser has not: of a head's size, and of the time that any step may take."""
-
-    seconds = 60.0  # from a request's head to the end of its answer
-    _head_bytes = 0
-    _deadline = math.inf
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(cast(asyncio.Transport, _Joined(transport, self.loop)))
-        self._deadline = self.loop.time() + HEADER_SECONDS
-
-    def abort_if_overdue(self) -> None:
-        """For the server to call about once a second, which is cheaper than a timer for each step."""
-        if self.loop.time() > self._deadline:
-            self.transport.abort()
-
-    def data_received(self, data: bytes) -> None:
-        cycle: RequestResponseCycle | None = self.cycle
-        if cycle is None or cycle.response_complete:
-            if not self._head_bytes:
-                self._deadline = self.loop.time() + HEADER_SECONDS
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEADER_BYTES:
-                self._refuse(431, f"the request's head has more than {MAX_HEADER_BYTES} bytes")
-                return
-        super().data_received(data)
-
-    def eof_received(self) -> bool:  # type: ignore[override]
-        """The peer sends no more; it may still read its answer."""
-        cycle: RequestResponseCycle | None = self.cycle
-        if cycle is None or cycle.response_complete:
-            return False
-        cycle.keep_alive = False
-        return True
-
-    def on_headers_complete(self) -> None:
-        self._head_bytes = 0
-        try:
-            super().on_headers_complete()
-        except Exception:  # a target that is no URL; the parser would report it without a word
-            self._refuse(400, "the request's target is not valid")
-            raise
-        self._deadline = self.loop.time() + self.seconds
-
-    def on_response_complete(self) -> None:
-        self._deadline = math.inf
-        super().on_response_complete()
-
-    def send_400_response(self, msg: str) -> None:
-        if not self.transport.is_closing():
-            self._refuse(400, msg)
-
-    def timeout_keep_alive_handler(self) -> None:
-        self.transport.abort()  # also when the peer never reads its last answer
-
-    def _refuse(self, status: int, why: str) -> None:
-        answer = problem(status, "request", why, headers={"Connection": "close"})
-        head = b"".join(b"%s: %s\r\n" % header for header in answer.raw_headers)
-        phrase = HTTPStatus(status).phrase.encode()
-        self.transport.write(b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (status, phrase, head, answer.body))
-        self.transport.close()
+def _cut_short(method: str) -> Response:
+    """The answer to a request that was still in progress when the node had to end."""
+    definite = method != "POST"
+    what = "the API node shuts down and did not wait for the end of this request"
+    return problem(503 if definite else 504, "unavailable", what, definite=definite)

@@ -29,7 +29,7 @@ class Problem(BaseModel):
 
 
 STATUS: tuple[tuple[type[PghcError], HTTPStatus], ...] = (
-    (BadInput, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (BadInput, HTTPStatus.BAD_REQUEST),
     (NeverGiven, HTTPStatus.CONFLICT),
     (Conflict, HTTPStatus.CONFLICT),
     (Indefinite, HTTPStatus.GATEWAY_TIMEOUT),

@@ -6,65 +6,42 @@ import asyncio
 import json
 import logging
 import os
+import signal
+import socket
 import sys
 import time
-from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pydantic.v1  # noqa: F401  FastAPI imports it with the first route: here it is shared by all nodes of one machine
 import uvicorn
 import uvicorn.lifespan.on
 
 from pghc.api.app import create
-from pghc.api.edge import Protocol
+from pghc.api.connections import Connection
 from pghc.api.service import VERIFY, Service
 from pghc.api.settings import Settings
+from pghc.errors import ClusterError
 from pghc.topology import View
 
-CLOSING_SECONDS = 2.0  # for appends in progress when the node shuts down
 KEEP_ALIVE_SECONDS = 30
+BACKLOG = 1024
+GRACE_SECONDS = 1  # for answers that their readers have not taken yet, when the node shuts down
 
 log = logging.getLogger("pghc.api")
 
 
-class Server(uvicorn.Server):
-    """On a signal, appends in progress get a moment to end, and are answered in any case."""
-
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
-        super().__init__(config)
-        self._service = service
-
-    async def startup(self, sockets: Any = None) -> None:
-        await super().startup(sockets)
-        address = self.servers[0].sockets[0].getsockname()
-        log.info("listening", extra={"fields": {"host": address[0], "port": address[1]}})
-
-    async def on_tick(self, counter: int) -> bool:
-        if counter % 10 == 0:  # once a second
-            for connection in list(self.server_state.connections):
-                assert isinstance(connection, Protocol)
-                connection.abort_if_overdue()
-        return await super().on_tick(counter)
-
-    async def shutdown(self, sockets: Any = None) -> None:
-        self._service.appends.begin_closing()
-        asyncio.get_running_loop().call_later(CLOSING_SECONDS, self._service.appends.refuse_open)
-        await super().shutdown(sockets)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.should_exit = True  # and end with 0, not by the signal
-
-
 def serve(view: View, settings: Settings) -> NoReturn:
-    """Run the node of ``view``'s region until SIGTERM or SIGINT, then end this process. Raises `BadInput` before."""
+    """Run the node of ``view``'s region until SIGTERM or SIGINT, then end this process.
+
+    Raises `BadInput` or `ClusterError` before, when the writer or the port are not to be had.
+    """
     _log_as_json(view.region, settings.log_level)
+    listener = _listen(settings)
     app = create(view, settings)
-    Protocol.seconds = max(settings.append_seconds, VERIFY) + 20
+    Connection.seconds = max(settings.append_seconds, VERIFY) + 20
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
-        http=Protocol,
+        http=Connection,
         ws="none",
         lifespan="on",
         log_config=None,
@@ -72,20 +49,47 @@ def serve(view: View, settings: Settings) -> NoReturn:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=round(CLOSING_SECONDS) + 1,
-        backlog=1024,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        backlog=BACKLOG,
     )
     code = 1
     try:
-        server = Server(config, app.state.service)
-        server.run()
-        code = 0 if server.started else 1
-    except SystemExit as error:  # uvicorn's, when the port is taken
-        code = int(error.code or 0)
+        code = asyncio.run(_serve(uvicorn.Server(config), listener, app.state.service))
     finally:
         logging.shutdown()
         # Threads of appends that were refused may still wait for servers that are gone; every request has its answer
         os._exit(code)
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ClusterError(
+            f"nothing can listen on {settings.host}, port {settings.port}: {error.strerror or error}",
+            "Choose another port; 0 takes one that is free.",
+        ) from error
+
+
+async def _serve(server: uvicorn.Server, listener: socket.socket, service: Service) -> int:
+    """Until a signal; returns the exit code. What is in progress then is answered before the server is told to end."""
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while not (server.started or serving.done()):
+        await asyncio.sleep(0.01)
+    told, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):  # after uvicorn's handlers, which end it at once
+        loop.add_signal_handler(number, told.set)
+    host, port = listener.getsockname()[:2]
+    log.info("listening", extra={"fields": {"host": host, "port": port}})
+    watch = asyncio.create_task(Connection.watch())
+    asked = asyncio.create_task(told.wait())
+    await asyncio.wait([serving, asked, watch], return_when=asyncio.FIRST_COMPLETED)
+    if asked.done():
+        await service.end()
+    server.should_exit = True
+    await serving
+    return 0 if asked.done() else 1
 
 
 class _JsonLines(logging.Formatter):

@@ -13,17 +13,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import count
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from pghc.api.metrics import Metrics
 from pghc.chain import Row
-from pghc.errors import Behind, Indefinite, PghcError, Unavailable
+from pghc.errors import Behind, ClusterError, Indefinite, PghcError, Unavailable
 from pghc.store import Cursor, Primary, Reader
 from pghc.topology import View
 from pghc.verify.audit import audit
 from pghc.verify.verdict import Verdict
+from pghc.workload.lease import Users
 from pghc.writers import Writer, open_writer, writer_class
 
 T = TypeVar("T")
@@ -34,8 +35,10 @@ THREADS, QUEUED = 128, 4096
 GATHER, FEW = 0.03, 16
 #: Seconds: a question to one server; a replica's chance to reach a position; the primary's; between looks at servers.
 READ, BRIEF, PATIENT, OBSERVE = 2.0, 0.1, 1.5, 2.0
-#: Seconds that an append waits for the writer of a node that has just begun.
-OPENING = 3.0
+#: Seconds that an append waits for the first attempt to open the writer; between attempts, at first and at most.
+OPENING, SOON, LATER = 8.0, 0.5, 4.0
+#: Seconds from a signal until requests are refused, and from then on for those in progress. A supervisor waits for 5.
+LINGER, CLOSING = 0.5, 1.5
 #: Seconds that a verification may take.
 VERIFY = 30.0
 
@@ -178,42 +181,66 @@ class Wait(NamedTuple):
 
 
 class Appends:
-    """The region's writer. It is opened as soon as there is a quorum; until then appends are refused."""
+    """The region's writer. It is opened as soon as there is a quorum; until then appends are refused.
+
+    Appends of one request id go to the writer each with its own time-out; a writer that honours them makes one of them.
+    """
 
     def __init__(self, view: View, name: str, reads: Reads, metrics: Metrics, timeout: float) -> None:
         self.writer: Writer | None = None
         self._submits: Submits | None = None  # the same one
         self.closing = False
-        self._opened = asyncio.Event()
+        self._tried = asyncio.Event()
         self._view, self._name, self._reads, self._metrics, self._timeout = view, name, reads, metrics, timeout
         self._threads = ThreadPoolExecutor(THREADS, "append")
-        self._open: dict[str, asyncio.Future[Row]] = {}  # by request id
+        self._open: set[asyncio.Future[Row]] = set()
+        self._users: Users | None = None
+        self._trouble: PghcError | None = None  # why the writer is not open
         self._gathered: list[tuple[str, asyncio.Future[Row]]] = []
         self._waits: deque[Wait] = deque()
         self._done: deque[Wait] = deque()
         self._woken = False
 
     async def run(self) -> None:
-        """Open the writer, however long it takes; then watch over the appends, for ever."""
+        """Open the writer, then watch over the appends, for ever."""
         self._loop = asyncio.get_running_loop()
+        if await self._open_writer():
+            await self._watch()
+
+    async def _open_writer(self) -> bool:
+        """Try for as long as servers are away, less and less often; what no further attempt mends ends it."""
+        pause = SOON
         while True:
             try:
-                writer = await self._loop.run_in_executor(
-                    self._threads, open_writer, self._name, self._view, self._metrics.step
-                )
+                self._users, writer = await self._loop.run_in_executor(self._threads, self._open_both)
+            except (Unavailable, Indefinite, ClusterError) as error:
+                self._trouble = error
+                log.warning("writer not open", extra={"fields": {"error": str(error), "again_in": pause}})
             except Exception as error:
-                unexpected = not isinstance(error, PghcError)
-                log.warning("writer not open", extra={"fields": {"error": str(error)}}, exc_info=unexpected)
-                await asyncio.sleep(0.5)
+                what = f"{self._view.region}: the writer {self._name} cannot be opened: {type(error).__name__}: {error}"
+                self._trouble = ClusterError(what, "Mend it and start the API node again")
+                log.exception("writer cannot be opened")
+                return False
             else:
                 log.info("writer open", extra={"fields": {"writer": self._name}})
                 self.writer, self._submits = writer, writer if isinstance(writer, Submits) else None
                 self._metrics.writer_open.set(1)
-                self._opened.set()
-                break
-        await self._watch()
+                return True
+            finally:
+                self._tried.set()
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LATER)
+
+    def _open_both(self) -> tuple[Users, Writer]:
+        with ExitStack() as stack:
+            users = stack.enter_context(Users(self._view))
+            writer = open_writer(self._name, self._view, self._metrics.step)
+            stack.pop_all()
+            return users, writer
 
     def close(self) -> None:
+        if self._users:
+            self._users.close()
         if self.writer:
             self.writer.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -221,12 +248,12 @@ class Appends:
     def begin_closing(self) -> None:
         """Begin nothing any more."""
         self.closing = True
-        self._opened.set()
+        self._tried.set()
 
     async def append(self, request_id: str, *, retried: bool) -> Row:
         """Append one entry. ``retried``: this id may have been used before, and then its entry is returned.
 
-        Raises `Unavailable`, `Conflict`, `Indefinite`.
+        Raises `Unavailable`, `Conflict`, `Indefinite`, and `InUse` while a run uses the chain.
         """
         began = time.monotonic()
         try:
@@ -243,24 +270,19 @@ class Appends:
     async def _append(self, request_id: str) -> Row:
         if self.writer is None:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._opened.wait(), OPENING)
+                await asyncio.wait_for(self._tried.wait(), OPENING)
         writer = self.writer
         if writer is None or self.closing:
-            raise Unavailable(
-                f"{self._view.region}: the API node "
-                + ("is shutting down" if self.closing else "has not found a quorum of ZooKeeper servers yet")
-                + ", nothing was written",
-                "Try again, or ask another region's node",
-            )
-        if same := self._open.get(request_id):  # a retry while the first request is running
-            return await asyncio.shield(same)
+            raise self._not_now()
+        if self._users:
+            self._users.check()
         if len(self._open) >= (QUEUED if self._submits else THREADS):
             raise Unavailable(
                 f"{self._view.region}: {len(self._open)} appends are in progress, nothing was written",
                 "Send more slowly",
             )
         answer: asyncio.Future[Row] = self._loop.create_future()
-        self._open[request_id] = answer
+        self._open.add(answer)
         try:
             if self._submits:
                 self._gather(request_id, answer)
@@ -268,7 +290,16 @@ class Appends:
                 self._wait([answer], self._threads.submit(writer.append, request_id, self._timeout))
             return await answer
         finally:
-            del self._open[request_id]
+            self._open.discard(answer)
+
+    def _not_now(self) -> PghcError:
+        if self.closing:
+            what, remedy = "the API node is shutting down", "Try again, or ask another region's node"
+        elif self._trouble:
+            what, remedy = f"the writer is not open: {self._trouble.what}", self._trouble.remedy
+        else:
+            what, remedy = "the writer is not open yet", "Try again, or ask another region's node"
+        return Unavailable(f"{self._view.region}: {what}; nothing was written", remedy)
 
     def _gather(self, request_id: str, answer: asyncio.Future[Row]) -> None:
         self._gathered.append((request_id, answer))
@@ -281,7 +312,7 @@ class Appends:
         answers = [answer for _, answer in self._gathered]
         self._gathered = []
         try:
-            self._wait(answers, self._submits.submit_many(requests, 0.1))
+            self._wait(answers, self._submits.submit_many(requests, self._timeout))
         except PghcError as error:
             _fail(answers, error)
 
@@ -308,7 +339,7 @@ class Appends:
 
     def refuse_open(self) -> None:
         """Answer whatever is still open: the node ends now."""
-        for answer in list(self._open.values()):
+        for answer in list(self._open):
             self._refuse(answer, "was given up, because the API node shuts down")
 
     def _refuse(self, answer: asyncio.Future[Row], why: str) -> None:
@@ -359,14 +390,32 @@ class Service:
         self.metrics = Metrics()
         self.reads = Reads(view, self.metrics)
         self.appends = Appends(view, writer, self.reads, self.metrics, timeout)
+        self.ending = False  # the node is about to shut down: not ready, though it still serves
+        self.requests: set[asyncio.Task[Any]] = set()  # that are in progress
         self._tasks: list[asyncio.Task[None]] = []
         self._verifying = asyncio.Semaphore(2)
 
     async def start(self) -> None:
         self._tasks = [asyncio.create_task(work) for work in (self.appends.run(), self.reads.observe())]
 
-    async def close(self, patience: float = 2.0) -> None:
+    async def end(self) -> None:
+        """Answer what is in progress, and whatever comes meanwhile: served for a moment, since who routes by readiness
+        learns it late, then refused. Returns within `LINGER` + `CLOSING` seconds.
+        """
+        self.ending = True
+        await asyncio.sleep(LINGER)
+        self.appends.begin_closing()
+        deadline = time.monotonic() + CLOSING
+        while self.requests and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        self.appends.refuse_open()
+        await asyncio.sleep(0.05)
+        for task in self.requests:  # reads, which the edge then answers
+            task.cancel()
+
+    async def close(self, patience: float = 1.0) -> None:
         """Give everything back, within about ``patience`` seconds."""
+        self.ending = True
         self.appends.begin_closing()
         self.appends.refuse_open()
         for task in self._tasks:

@@ -16,7 +16,9 @@ from pghc.writers import check_name
 
 @dataclass(frozen=True)
 class Settings:
-    """How a node behaves. ``token``: what clients must show; ``origins``: whose pages may call ("*": everybody's)."""
+    """How a node behaves. ``token``: what clients must show; ``origins``: whose pages may call ("*": everybody's);
+    ``live_page``: the address of the page that shows the regions at work, if there is one.
+    """
 
     writer: str = "causal"
     host: str = "127.0.0.1"
@@ -25,6 +27,7 @@ class Settings:
     origins: tuple[str, ...] = ()
     append_seconds: float = 10.0
     log_level: str = "info"
+    live_page: str = ""
 
     def __post_init__(self) -> None:
         """Raises `BadInput`."""
@@ -42,14 +45,17 @@ class Settings:
             raise BadInput(f"port {self.port}, append_seconds {self.append_seconds:g}: out of range")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise BadInput(f"there is no log level {self.log_level!r}")
+        if self.live_page and not re.fullmatch(r"https?://[^\s<>\"']+", self.live_page):
+            raise BadInput(f"{self.live_page!r} is no address of a page", "It is like http://127.0.0.1:8090/.")
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ, **given: Any) -> Settings:
         """From ``PGHC_API_WRITER``, ``PGHC_API_TOKEN_FILE``, ``PGHC_API_ORIGINS`` (separated by commas),
-        ``PGHC_API_APPEND_SECONDS`` and ``PGHC_API_LOG_LEVEL``; what is ``given`` goes first. Raises `BadInput`.
+        ``PGHC_API_APPEND_SECONDS``, ``PGHC_API_LOG_LEVEL`` and ``PGHC_API_LIVE_PAGE``; what is ``given`` goes first.
+        Raises `BadInput`.
         """
         found: dict[str, Any] = {}
-        for name in ("writer", "log_level"):
+        for name in ("writer", "log_level", "live_page"):
             if value := environment.get(f"PGHC_API_{name.upper()}"):
                 found[name] = value
         if path := environment.get("PGHC_API_TOKEN_FILE"):

@@ -7,25 +7,23 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
+import sqlite3
 import sys
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from runpy import run_module
-from types import FrameType
 from typing import Annotated, NoReturn
 from uuid import UUID, uuid4
 
 import typer
 
 from pghc.chain import Row
-from pghc.cli import terminal
+from pghc.cli import interrupts, terminal
 from pghc.cli.demo import tell
-from pghc.cli.terminal import out, put_error, put_json, put_verdict
+from pghc.cli.terminal import out, put_error, put_json, put_table, put_verdict
 from pghc.cluster import BACKENDS, Backend, CanReplace, default_directory, open_backend
 from pghc.cluster.local.embedded import Embedded
 from pghc.errors import BadInput, ClusterError, PghcError
@@ -39,6 +37,7 @@ from pghc.verify.checker import Verdict
 from pghc.verify.checker import check as check_events
 from pghc.verify.edn import to_edn
 from pghc.verify.shiviz import to_shiviz
+from pghc.workload.lease import Users
 from pghc.writers import NAMES, open_writer
 
 app = typer.Typer(
@@ -61,6 +60,11 @@ Region = Annotated[str | None, typer.Option("--region", "-r", help="Whose client
 WriterName = Annotated[
     str, typer.Option("--writer", "-w", help=f"How entries get their place: {', '.join(NAMES)}.")
 ]
+#: Seconds after which entries are looked for that came without those before them, which nothing notifies.
+LATE = 0.5
+ALL = 1_000_000
+#: The files of our lessons; a notebook of somebody else's is not for us to trust.
+LESSON = "[0-9][0-9]-*.ipynb"
 Timeout = Annotated[float, typer.Option(min=0.1, max=600, help="Seconds until an append counts as indefinite.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for a program to read.")]
 
@@ -98,7 +102,8 @@ def down(
     directory: Directory = None,
 ) -> None:
     """Stop every server."""
-    with terminal.bar("stopping the cluster"):
+    interrupts.leaves("the cluster was stopped all the same")
+    with interrupts.held(), terminal.bar("stopping the cluster"):
         open_backend(backend, directory).down(purge=purge)
 
 
@@ -113,7 +118,7 @@ def _put_status(cluster: Backend, json: bool) -> int:
     if json:
         put_json(asdict(now) | {"healthy": now.healthy})
     elif now.running:
-        out.print(terminal.status_table(now))
+        put_table(terminal.status_table(now))
         for link in now.links:
             if link.state != "open" or link.delay_ms != link.nominal_ms:
                 out.print(f"link {link.source} → {link.target}: {link.state}, {link.delay_ms:g} ms one way")
@@ -122,7 +127,7 @@ def _put_status(cluster: Backend, json: bool) -> int:
         machine = "and the machine's" if now.durable else "not the machine's"
         out.print(f"What is acknowledged survives the death of any process, {machine}.")
         if not now.healthy:
-            out.print("Not everything answers: `pghc up` starts again what is missing.", style="yellow")
+            out.print(f"Not everything answers: {now.remedy}", style="yellow")
     else:
         out.print(f"no {now.backend} cluster runs in {now.directory}: `pghc up` starts one")
     return 0 if now.healthy else 1 if now.running else 2
@@ -179,13 +184,15 @@ def append(
     """Append one entry as a client of a region, and print it."""
     view = _view(open_backend(backend, directory), region)
     request = str(request_id or uuid4())
+    again = f"pghc append --region {view.region} --writer {writer} --request-id {request}"
+    interrupts.leaves(f"the append may have happened, or may yet happen. The same append again: {again}")
     try:
-        with open_writer(writer, view) as chosen:
+        with Users(view) as users, open_writer(writer, view) as chosen:
+            users.check()
             row = chosen.append(request, timeout)
     except PghcError as error:
         put_error(error, write=True)
         if not error.definite:
-            again = f"pghc append --region {view.region} --writer {writer} --request-id {request}"
             terminal.err.print(f"  The same append again: {again}")
         raise typer.Exit(2) from error
     _put_rows([row], view, json)
@@ -206,16 +213,34 @@ def tail(
     """Print the newest entries that a region's primary has."""
     view = _view(open_backend(backend, directory), region)
     with Store(view) as store:
-        cursor = store.cursor()
-        _, rows = store.recent(last, prefix=not everything)
-        _put_rows(rows, view, json)
-        while follow:
-            seen = rows[-1].zk_id if rows else 0
-            cursor = store.wait_for(cursor.position + 1, 5.0)
-            _, new = store.recent(1_000_000, after=seen, prefix=not everything)
-            if new:
-                _put_rows(new, view, json, header=False)
-                rows = new
+        for turn, rows in enumerate(_arrivals(store, last, prefix=not everything)):
+            _put_rows(rows, view, json, header=not turn)
+            if not follow:
+                break
+
+
+def _arrivals(store: Store, last: int, *, prefix: bool) -> Iterator[list[Row]]:
+    """The newest ``last`` entries, then for ever those that arrive, in the order in which they do.
+
+    Without ``prefix``, entries above the watermark come in any order: those that have been given are remembered.
+    """
+    with store.snapshot() as now:
+        cursor = now.cursor()
+        above, rows = now.recent(last, prefix=prefix)
+        given = {*rows, *now.recent(ALL, after=above, prefix=prefix)[1]}
+    yield rows
+    while True:
+        store.wait_for(cursor.position + 1, 5.0 if prefix else LATE)
+        with store.snapshot() as now:
+            current = now.cursor()
+            if current.chain != cursor.chain:
+                terminal.err.print("a new chain begins", style="dim")
+                above, given = 0, set()
+            cursor = current
+            above, rows = now.recent(ALL, after=above, prefix=prefix)
+        if new := [row for row in rows if row not in given]:
+            yield new
+        given = {row for row in rows if row.zk_id > above}
 
 
 @app.command()
@@ -300,6 +325,9 @@ def run(
     _writable(history)
     cluster = open_backend(backend, directory)
     options = {"clients": clients, "reads": reads, "history_path": history, "fresh": fresh, "timeout": timeout}
+    interrupts.leaves("the chain keeps what was appended until then, and no history is kept" + (
+        "; what was hurt has been healed" if nemesis else ""
+    ))
     chaos = None
     if nemesis:
         def say(text: str) -> None:
@@ -338,7 +366,7 @@ def run(
             }
         )
     else:
-        out.print(terminal.run_table(done))
+        put_table(terminal.run_table(done))
         outcome = f"{done.failed} failed, {done.unknown} indefinite"
         out.print(f"{done.appends} appends in {done.seconds:.1f} s: {done.rate:.1f} a second; {outcome}")
         for error, count in done.errors.most_common(3):
@@ -381,8 +409,9 @@ Server = Annotated[str, typer.Argument(help="Server, as `pghc status` names it."
 
 
 def _hurt(fault: AbstractContextManager[None], seconds: float, what: str) -> None:
-    with fault, terminal.bar(f"{what} for {seconds:g} s"):
-        time.sleep(seconds)
+    interrupts.leaves(f"{what}: healed")
+    with interrupts.held(), fault, terminal.bar(f"{what} for {seconds:g} s"):
+        interrupts.sleep(seconds)
     out.print(f"{what}: healed", markup=False)
 
 
@@ -461,6 +490,7 @@ def demo(
     place = directory or default_directory().with_name(f"demo-{os.getpid()}")
     if place.exists():
         raise BadInput(f"{place} exists, and the demo would delete it", "Choose another --dir.")
+    interrupts.leaves("the demo's cluster is deleted")
     told = tell(Embedded(place, owner=True), 0 if fast or not out.is_terminal else 1)
     raise typer.Exit(0 if told else 1)
 
@@ -487,11 +517,10 @@ def lab(
     ours = backend == "embedded" and not cluster.status().running
     if ours:
         cluster = Embedded(directory or default_directory(), owner=True)
-    terminal.start(cluster)
     os.environ["PGHC_BACKEND"] = backend  # for the notebooks' kernels
     if directory:
         os.environ["PGHC_DIR"] = str(directory.absolute())
-    out.print(f"The cluster runs. Ctrl-C stops JupyterLab{' and the cluster' if ours else ''}.")
+    trust(lessons)
     settings = {
         "ServerApp.ip": "127.0.0.1",
         "ServerApp.port": port,
@@ -507,17 +536,22 @@ def lab(
         "LabApp.extension_manager": "readonly",
     }
     try:
+        terminal.start(cluster)
+        if ours:
+            interrupts.leaves("the cluster is stopped again")
+        out.print(f"The cluster runs. Ctrl-C stops JupyterLab{' and the cluster' if ours else ''}.")
         LabApp.launch_instance([f"--{name}={value}" for name, value in settings.items()])
     finally:
+        interrupts.install()  # JupyterLab has put its own handlers in their place
         if ours:
-            with terminal.bar("stopping the cluster"):
+            with interrupts.held(), terminal.bar("stopping the cluster"):
                 cluster.down()
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
 def bench(context: typer.Context) -> None:
     """Measure all writers beside the raw limits of this machine, on a cluster of the bench's own. Options: --help."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))  # the bench is in the repository, not in the package
+    sys.path.insert(0, str(Path(__file__).parents[2]))  # the bench is in the repository, not in the package
     if not find_spec("benchmarks"):
         raise BadInput("the bench is not installed with the package", "Run it where the repository is.")
     sys.argv = ["pghc bench", *context.args]
@@ -525,6 +559,20 @@ def bench(context: typer.Context) -> None:
 
 
 # What the commands share
+
+
+def trust(lessons: Path) -> None:
+    """Let the lessons' kept outputs show before their first run: whoever opens them here has them from us."""
+    from nbformat import read, sign
+
+    notary = sign.NotebookNotary()
+    try:
+        for path in lessons.glob(LESSON):
+            notary.sign(read(path, as_version=4))
+    except (OSError, ValueError, sqlite3.Error) as error:
+        terminal.err.print(f"lessons show their tables only once they have run: {error}", style="dim", markup=False)
+    finally:
+        notary.store.close()
 
 
 def _view(cluster: Backend, region: str | None) -> View:
@@ -538,7 +586,7 @@ def _put_rows(rows: Iterable[Row], view: View, json: bool, *, header: bool = Tru
     else:
         table = terminal.rows_table(rows, view.topology.names)
         table.show_header = header
-        out.print(table)
+        put_table(table)
 
 
 def _writable(path: Path | None) -> None:
@@ -547,17 +595,14 @@ def _writable(path: Path | None) -> None:
         raise BadInput(f"{path} cannot be written")
 
 
-def _terminated(number: int, _frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
-
-
 def main() -> NoReturn:
     """Run the command line; every error is a message and an exit code."""
     logging.getLogger().addHandler(logging.NullHandler())  # what matters of libraries' warnings is in our errors
-    signal.signal(signal.SIGTERM, _terminated)  # as Ctrl-C: what is open is closed
-    signal.signal(signal.SIGHUP, _terminated)
     try:
         app()
+    except SystemExit:
+        if not interrupts.code:
+            raise
     except PghcError as error:
         put_error(error)
     except Exception as error:
@@ -565,4 +610,6 @@ def main() -> NoReturn:
             raise
         what = f"unexpected {type(error).__name__}: {error}"
         put_error(PghcError(what, "This is a defect of the lab; PGHC_DEBUG=1 shows where."))
-    sys.exit(2)
+    if interrupts.code:
+        terminal.err.print(interrupts.farewell(), markup=False)
+    sys.exit(interrupts.code or 2)

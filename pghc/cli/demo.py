@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pghc.chain import Row
-from pghc.cli import terminal
+from pghc.cli import interrupts, terminal
 from pghc.cli.terminal import colour, rows_table
 from pghc.cluster import Backend
 from pghc.store import Primary
@@ -171,7 +171,7 @@ class Demo:
         self.pause(len(text) / READING_PACE)
 
     def show(self, table: Table) -> None:
-        self.console.print(table)
+        terminal.put_table(table, self.console)
         self.pause(1.5)
 
     def pause(self, seconds: float) -> None:
@@ -205,5 +205,5 @@ def tell(backend: Backend, pace: float = 1.0) -> bool:
         terminal.start(backend)
         return Demo(backend, terminal.out, pace).tell()
     finally:
-        with terminal.bar("stopping the cluster"):
+        with interrupts.held(), terminal.bar("stopping the cluster"):
             backend.down(purge=True)

@@ -12,15 +12,18 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from pghc.chain import Row
+from pghc.cli import interrupts
 from pghc.cluster import Backend, Status
 from pghc.errors import PghcError
 from pghc.verify.checker import Verdict
@@ -74,7 +77,7 @@ def put_verdict(verdict: Verdict, regions: Sequence[str] = ()) -> None:
     word, reason = str(verdict).split(": ", 1)
     out.print(Text.assemble((word, VERDICTS[verdict.valid]), f": {reason}"))
     if verdict.anomalies and verdict.anomalies[0].rows:
-        out.print(rows_table(verdict.anomalies[0].rows, regions))
+        put_table(rows_table(verdict.anomalies[0].rows, regions))
 
 
 def rows_table(rows: Iterable[Row], regions: Sequence[str]) -> Table:
@@ -128,6 +131,22 @@ def table(*columns: str) -> Table:
     return empty
 
 
+def put_table(full: Table, console: Console | None = None) -> None:
+    """Print a table; where it is wider than the console, as a list, so that no value is ever cut."""
+    console = console or out
+    endless = console.options.update(max_width=10_000)
+    if Measurement.get(console, endless, full).maximum <= console.width:
+        console.print(full)
+        return
+    names = [Text(str(column.header), "dim") for column in full.columns]
+    for cells in zip(*(column.cells for column in full.columns), strict=True):
+        first, *others = [Text(cell) if isinstance(cell, str) else cell for cell in cells]
+        console.print(first)
+        for name, cell in zip(names[1:], others, strict=True):
+            if str(cell):
+                console.print(Text.assemble("  ", name, "  " if str(name) else "", cell))
+
+
 # What takes longer than two seconds
 
 
@@ -152,9 +171,19 @@ def steps(what: str) -> Iterator[Callable[[str], None]]:
 
 
 def start(backend: Backend) -> None:
-    """`Backend.up` with a progress bar."""
-    with steps("starting the cluster") as say:
-        backend.up(say)
+    """`Backend.up` with a progress bar. Interrupted, it stops again what it started."""
+    before = backend.status()
+    interrupts.leaves("the cluster runs as before" if before.running else "the cluster is stopped again")
+    made = not before.running and not Path(before.directory).exists()
+    try:
+        with steps("starting the cluster") as say:
+            backend.up(say)
+    except BaseException:
+        if interrupts.code and not before.running:
+            with interrupts.held(), bar("stopping the cluster"):
+                backend.down(purge=made)
+        raise
+    interrupts.leaves(f"the cluster in {before.directory} runs: `pghc down` stops it")
 
 
 def run(backend: Backend, writer: str, *, seconds: float, **options: Any) -> runs.Run:

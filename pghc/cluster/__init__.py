@@ -43,6 +43,7 @@ class Status:
     """The whole cluster. ``memory``: of all its processes; ``up_seconds``: how long the last `up` took.
 
     ``durable``: what was acknowledged survives the loss of the machine's power; else only the death of any process.
+    ``remedy``: what makes answer what does not, as a sentence.
     """
 
     backend: str
@@ -53,6 +54,7 @@ class Status:
     memory: int = 0
     up_seconds: float | None = None
     durable: bool = True
+    remedy: str = "`pghc up` starts again what is missing."
 
     @property
     def healthy(self) -> bool:

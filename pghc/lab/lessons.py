@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import inspect
 import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -256,28 +255,29 @@ def judge(
     return done.verdict, Counter(ok=done.appends, fail=done.failed, info=done.unknown), done.path
 
 
-def time_steps(backend: Backend, writer: str, *, clients: int = 1, seconds: float = 2.0) -> dict[str, float]:
+def time_steps(backend: Backend, writer: str, *, seconds: float = 2.0) -> dict[str, float]:
     """Where the time of an append goes: the median of the milliseconds before each of the writer's steps.
 
-    Clients in every region append at once, on a fresh chain, as threads of this program.
+    A client in each region appends at once, on a fresh chain, as a thread of this program.
     """
     spent: dict[str, list[float]] = {}
-    clock = threading.local()  # an append takes its steps in its client's thread
-
-    def step(name: str) -> None:
-        now = time.monotonic()
-        spent.setdefault(name, []).append(1000 * (now - clock.before))
-        clock.before = now
 
     class Timed(Guarded):
+        """Of one client, so that the steps between two of its calls are those of one append, in whatever thread."""
+
+        def __init__(self, view: View) -> None:
+            super().__init__(open_writer(writer, view, self.step), lambda _error: None)
+
         def append(self, request_id: str, timeout: float = 10.0) -> Row:
-            clock.before = time.monotonic()
+            self.before = time.monotonic()
             return super().append(request_id, timeout)
 
-    def make(view: View) -> Writer:
-        return Timed(open_writer(writer, view, step), lambda _error: None)
+        def step(self, name: str) -> None:
+            now = time.monotonic()
+            spent.setdefault(name, []).append(1000 * (now - self.before))
+            self.before = now
 
-    judge(backend, make, clients=clients, seconds=seconds)
+    judge(backend, Timed, clients=1, seconds=seconds)
     return {name: sorted(took)[len(took) // 2] for name, took in spent.items()}
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from io import BytesIO
 from itertools import combinations
+from textwrap import fill
 from typing import Any
 
 import networkx as nx
@@ -46,7 +47,8 @@ class Plot(Figure):
     def state(self, heading: str, alt: str) -> Plot:
         """The conclusion, as title, and the text alternative."""
         self.heading, self.alt = heading, f"{heading}. {alt}"
-        self.suptitle(heading, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
+        shown = fill(heading, int(8 * self.get_figwidth()))
+        self.suptitle(shown, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
         return self
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
@@ -525,29 +527,53 @@ def ladder(rungs: Sequence[Rung], heading: str = "") -> Plot:
     """Writers by appends a second, with the verdict of each."""
     plot = Plot(9, 1.4 + 0.5 * max(len(rungs), 2))
     axes = plot.subplots()
+    _bars(axes, rungs)
+    axes.set_xlabel("appends a second (logarithmic)")
+    return plot.state(heading or _comparison(rungs), f"Bars of appends a second: {_in_words(rungs)}")
+
+
+def ladders(groups: Mapping[str, Sequence[Rung]]) -> Plot:
+    """Writers by appends a second, compared only with those that had as much to do: a panel a group."""
+    sizes = [max(len(rungs), 1) for rungs in groups.values()]
+    plot = Plot(9, 1.2 + sum(0.7 + 0.35 * size for size in sizes))
+    every = plot.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=sizes)[:, 0]
+    for axes, (name, rungs) in zip(every, groups.items(), strict=True):
+        _bars(axes, rungs)
+        axes.set_title(fill(f"{name}. {_comparison(rungs)}", 80), x=0, ha="left", fontsize=10, color=INK)
+    every[-1].set_xlabel("appends a second (logarithmic)")
+    words = "; ".join(f"{name}: {_in_words(rungs)}" for name, rungs in groups.items())
+    return plot.state("What each writer reaches, beside those with as many appends in flight", words)
+
+
+def _bars(axes: Axes, rungs: Sequence[Rung]) -> None:
+    """What is said of a bar stands in a column of its own, for which the layout makes room."""
     for row, rung in enumerate(rungs):
         wrong = rung.valid is not True
         word = {True: "valid", False: "INVALID", None: "unknown"}[rung.valid]
+        said = f"{rung.rate:,.{0 if rung.rate >= 10 else 1}f} a second, median {rung.median_ms:,.0f} ms, {word}"
         axes.barh(-row, rung.rate, color="white" if wrong else COLOURS[0], edgecolor=RED if wrong else COLOURS[0],
                   hatch="///" if wrong else None, height=0.6)  # fmt: skip
-        axes.annotate(f"{rung.rate:,.{0 if rung.rate >= 10 else 1}f} a second, median {rung.median_ms:,.0f} ms, {word}",
-                      (rung.rate, -row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9,
-                      color=RED if wrong else INK)  # fmt: skip
+        axes.annotate(said if rung.rate else word, (1, -row), xycoords=("axes fraction", "data"), xytext=(6, 0),
+                      textcoords="offset points", va="center", fontsize=9, color=RED if wrong else INK)  # fmt: skip
     _logarithmic(axes, (1.0,))
-    axes.set_xlim(right=max([rung.rate for rung in rungs], default=1.0) * 300)
+    axes.set_ylim(0.5 - max(len(rungs), 1), 0.5)
     axes.set_yticks([-row for row in range(len(rungs))], [rung.name for rung in rungs])
-    axes.set_xlabel("appends a second (logarithmic)")
     _bare(axes)
+
+
+def _comparison(rungs: Sequence[Rung]) -> str:
     right = [rung for rung in rungs if rung.valid and rung.rate > 0]
-    if not heading:
-        heading = "No writer is right"
-        if right:
-            best, least = max(right, key=lambda r: r.rate), min(right, key=lambda r: r.rate)
-            heading = f"Of the right ones, {best.name} is {best.rate / least.rate:,.0f} times as fast as {least.name}"
-            if best is least:
-                heading = f"Only {best.name} is right"
-    words = "; ".join(f"{r.name} {r.rate:,.1f} a second, {'valid' if r.valid else 'not valid'}" for r in rungs)
-    return plot.state(heading, f"Bars of appends a second: {words}")
+    if not right:
+        return "No writer is right"
+    best, least = max(right, key=lambda r: r.rate), min(right, key=lambda r: r.rate)
+    if best is least:
+        return f"Only {best.name} is right"
+    times = best.rate / least.rate
+    return f"Of the right ones, {best.name} is {times:,.{0 if times >= 10 else 1}f} times as fast as {least.name}"
+
+
+def _in_words(rungs: Sequence[Rung]) -> str:
+    return "; ".join(f"{r.name} {r.rate:,.1f} a second, {'valid' if r.valid else 'not valid'}" for r in rungs)
 
 
 def _bare(axes: Axes, *, left: bool = False) -> None:

@@ -19,7 +19,8 @@ exactly-once         an append stands as two entries, in one region or in differ
 aborted-read         an append that failed for certain stands all the same
 unexpected           an entry that no append of this history accounts for
 mismatch             an append was acknowledged with one entry, and stands as another
-reordered            an append was acknowledged before another was invoked, and stands behind it
+reordered            an append was acknowledged before another was invoked, and stands behind it; of an indefinite one a
+                     table of requests says where it stands
 hole                 what a read returned is not a prefix: an entry is missing inside it
 stale                a read is older than the position handed over with it
 read-your-writes     a read lacks an append acknowledged to the same process before

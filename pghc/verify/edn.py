@@ -51,6 +51,7 @@ def to_edn(events: Iterable[Event], out: StrPath | IO[str]) -> None:
                     value: dict[str, Any] = {"rows": rows}
                     value |= {} if final.requests is None else {"requests": requests}
                     value |= {} if final.caught_up else {"caught_up": False}
+                    value |= {} if final.alone else {"alone": False}
                     put(event, "invoke", processes, None)
                     put(event, "ok", processes, value)
                     processes += 1

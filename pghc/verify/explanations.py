@@ -19,14 +19,14 @@ class Explanations:
         return f"{(time - self.heard.start) / 1e9:.6f} s"
 
     def _events(self, number: int) -> tuple[Event, ...]:
-        """The events of an acknowledged append."""
+        """The events of an append that was acknowledged, or whose place a region knows."""
         appends = self.appends
         request, who = self.request(number), list(appends.who)
         (asker, home, node), (told, region, server) = who[appends.asker[number]], who[appends.told[number]]
+        invoke = Event(appends.invoked[number], asker, home, "invoke", "append", request, node)
         ok = Event(appends.acked[number], told, region, "ok", "append", request, server, self.heard.row(number))
-        if appends.invoked[number] == ALWAYS:
-            return (ok,)
-        return Event(appends.invoked[number], asker, home, "invoke", "append", request, node), ok
+        asked = () if appends.invoked[number] == ALWAYS else (invoke,)
+        return (*asked, ok) if appends.acknowledged(number) else asked
 
     def request(self, number: int) -> str:
         return list(self.appends.index)[number]

@@ -21,12 +21,13 @@ add their own. No line is ever half believed: one that cannot be read raises `Ba
 
 The ``value`` of a final is a list of rows, or an object of which only ``rows`` must be there::
 
-    {"rows": [...], "more": true, "requests": [["5e0c...", 7], ...], "caught_up": false}
+    {"rows": [...], "more": true, "requests": [["5e0c...", 7], ...], "caught_up": false, "alone": false}
 
 ``more``: the next line of this region goes on. ``requests``: which request became which entry, as the region's own
 table of requests (``pghc.request``) says, as pairs of request id and zk_id; over all lines of a region it is that whole
 table, read in one snapshot with the rows. Without it the checker only counts entries, with it it knows whose each is.
 ``caught_up`` false: the region still lacked entries of others when it was read; what is missing there proves nothing.
+``alone`` false: others wrote to the chain meanwhile, so entries of no append of this history are theirs.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ class Final(NamedTuple):
     more: bool = False
     requests: tuple[tuple[str, int], ...] | None = None
     caught_up: bool = True
+    alone: bool = True
 
 
 class Event(NamedTuple):
@@ -141,19 +143,20 @@ class Recorder:
         requests: Iterable[tuple[str, int]] | None = None,
         *,
         caught_up: bool = True,
+        alone: bool = True,
     ) -> None:
         """``node``'s whole chain, ascending, as read after the run; an empty one is recorded as such.
 
         ``requests``: its whole table of requests, as pairs of request id and zk_id, read in the same snapshot; it is
         gone through after ``rows``. ``caught_up`` False: ``node`` still lacked entries of other regions when it was
-        read, so those that are missing here are not held against it.
+        read, so those that are missing here are not held against it. ``alone`` False: others wrote to the chain, too.
         """
         none = None if requests is None else ()
         parts = chain(
-            (Final(batch, True, none, caught_up) for batch in _batches(rows)),
-            (Final((), True, batch, caught_up) for batch in _batches(requests or ())),
+            (Final(batch, True, none, caught_up, alone) for batch in _batches(rows)),
+            (Final((), True, batch, caught_up, alone) for batch in _batches(requests or ())),
         )
-        part = next(parts, Final((), True, none, caught_up))
+        part = next(parts, Final((), True, none, caught_up, alone))
         for following in parts:
             self._write(f"{region}/final", region, "final", "read", None, node, part)
             part = following
@@ -210,7 +213,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Read | Final):
         fields = value._asdict() | {"rows": [row._asdict() for row in value.rows]}
         if isinstance(value, Final):
-            defaults = {"requests": None, "caught_up": True}
+            defaults = {"requests": None, "caught_up": True, "alone": True}
             return {name: field for name, field in fields.items() if defaults.get(name, ...) != field}
         return fields
     return value
@@ -278,6 +281,7 @@ class _Final(Struct):
     more: bool = False
     requests: list[tuple[str, int]] | None = None
     caught_up: bool = True
+    alone: bool = True
 
 
 _decode_line = Decoder(_Line).decode
@@ -314,7 +318,7 @@ def _final(raw: Raw) -> Final:
     if isinstance(value, list):
         return Final(_rows(value))
     requests = None if value.requests is None else tuple(value.requests)
-    return Final(_rows(value.rows), value.more, requests, value.caught_up)
+    return Final(_rows(value.rows), value.more, requests, value.caught_up, value.alone)
 
 
 def _any(raw: Raw) -> Any:

@@ -42,11 +42,12 @@ class Judgement:
         self._find_shared(order)
         self._find_lost(order)
         self._find_diverged()
-        self._find_reordered(order)
         if any(chain.requests is not None for chain in self._chains):
-            checked["requests"] = self._find_by_request(order)
+            checked["requests"], placed = self._find_by_request(order)
+            order = sorted([*order, *placed], key=appends.zk_id.__getitem__)
         else:
             self._find_excess(order, indefinite)
+        self._find_reordered(order)
         unchecked = self._unchecked()
         if self._findings.counts:
             return self._findings.verdict(checked, unchecked)
@@ -92,7 +93,7 @@ class Judgement:
         if self._heard.reads:
             parts.append(f"{count(self._heard.reads, 'read')} saw a prefix and went never back")
         if others := len(self._known) - acknowledged:
-            parts.append(f"{count(others, 'entry')} of indefinite appends or an earlier run")
+            parts.append(f"{count(others, 'entry')} of indefinite appends or of others")
         return "; ".join(parts)
 
     # What to look for
@@ -161,13 +162,18 @@ class Judgement:
         """More entries than acknowledged and indefinite appends; not those of an earlier run."""
         told = set(map(self._appends.zk_id.__getitem__, order))
         rest = sorted(zk_id for zk_id in self._known if zk_id > self._heard.inherited and zk_id not in told)
+        if not all(chain.alone for chain in self._chains):
+            return
         if len(rest) > indefinite:
             rows = tuple(self._known[zk_id] for zk_id in rest[: indefinite + 1])
             explain = partial(self._explain.excess, rows, len(rest))
             self._findings.add("excess", rows[-1].zk_id, explain, times=len(rest) - indefinite)
 
-    def _find_by_request(self, order: list[int]) -> int:
-        """What the regions' tables of requests show to be wrong; gives the number of requests in them."""
+    def _find_by_request(self, order: list[int]) -> tuple[int, list[int]]:
+        """What the regions' tables of requests show to be wrong.
+
+        Gives the number of requests in them, and the indefinite appends whose place is known by them.
+        """
         if self._heard.nameless:
             why = f"{self._heard.nameless} appends without request id, while the finals say which request became what"
             raise BadInput(why, "Record request ids, or finals without requests.")
@@ -191,7 +197,12 @@ class Judgement:
             lowest, *more = sorted(places)
             for zk_id in more:
                 self._findings.add("exactly-once", zk_id, partial(self._explain.exactly_once, number, lowest, zk_id))
-        return len(stands) - stands.count(0)
+        placed = []
+        for number, zk_id in enumerate(stands):
+            if zk_id in self._known and number not in twice and self._appends.indefinite(number):
+                self._appends.zk_id[number] = zk_id
+                placed.append(number)
+        return len(stands) - stands.count(0), placed
 
     def _find_in_table(
         self, chain: RegionChain, table: Requests, stands: array[int], twice: dict[int, set[int]]
@@ -213,7 +224,7 @@ class Judgement:
             if appends.acked[number] == NEVER and appends.open[number] <= 0:
                 if not appends.foreign(number):
                     add("aborted-read", zk_id, partial(explain.aborted_read, number, zk_id))
-                elif zk_id > self._heard.inherited:
+                elif chain.alone and zk_id > self._heard.inherited:
                     add("unexpected", zk_id, partial(explain.unexpected, number, zk_id))
         return first
 

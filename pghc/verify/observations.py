@@ -112,7 +112,8 @@ class RegionChain:
     """A region's chain at the end: the rows that are not what was known of their place, and the walk along it."""
 
     def __init__(self, findings: Findings, event: Event) -> None:
-        self.region, self.node, self.caught_up = event.region, event.node, event.value.caught_up
+        self.region, self.node = event.region, event.node
+        self.caught_up, self.alone = event.value.caught_up, event.value.alone
         self.walk = Walk(findings, self.region, lagging=not self.caught_up)
         self.odd: dict[int, list[Row]] = {}
         self.requests = None if event.value.requests is None else Requests()
@@ -124,8 +125,10 @@ class RegionChain:
 
         ``proven``: every link between the known rows up to there has been recomputed.
         """
-        if final.caught_up != self.caught_up or (final.requests is None) != (self.requests is None):
-            raise BadInput(f"the lines of {self.region}'s final do not agree on what they hold: requests, caught_up")
+        held = final.caught_up, final.alone, final.requests is None
+        if held != (self.caught_up, self.alone, self.requests is None):
+            what = "requests, caught_up, alone"
+            raise BadInput(f"the lines of {self.region}'s final do not agree on what they hold: {what}")
         rows, at = final.rows, self.walk.at
         self.whole = not final.more
         if not rows:

@@ -70,20 +70,25 @@ class Lease:
 
     def __init__(self, view: View, what: str, ordering: str = "", *, fresh: bool, timeout: float = 10.0) -> None:
         self._me = Holder(what, ordering, os.getpid(), _user(), socket.gethostname(), time.time())
-        self._fresh, self._timeout = fresh, timeout
+        self._fresh, self._timeout, self._alone = fresh, timeout, True
         self._changed, self.lost = threading.Event(), threading.Event()
         self._region = view.region
         self.client = connect(view, timeout=timeout)
         self.client.add_listener(self._on_state)
         try:
             self._ask("ensure_path", USERS)
-            self._path, self._generation = self._join(fresh)
+            self._path, self._generation, self._version = self._join(fresh)
         except LOST as error:
             self.close()
             raise self._unavailable("take the lease of the chain") from error
         except BaseException:
             self.close()
             raise
+
+    @property
+    def alone(self) -> bool:
+        """Whether nobody else has used the chain since the lease was taken, as of the last `check`."""
+        return self._alone
 
     def close(self) -> None:
         """Give the lease back."""
@@ -116,13 +121,14 @@ class Lease:
                 self._ask("sync", USERS)
                 if not self._ask("exists", self._path):
                     self._take_again()
+                self._alone &= self._ask("exists", USERS).version == self._version
                 return
             if time.monotonic() > deadline:
                 raise self._unavailable("check the lease of the chain")
             time.sleep(0.1)  # kazoo is connecting anew
 
-    def _join(self, fresh: bool) -> tuple[str, int]:
-        """The new node's path, and its generation."""
+    def _join(self, fresh: bool) -> tuple[str, int, int]:
+        """The new node's path, its generation, and the version that its parent has by it: each who comes makes one."""
         deadline = time.monotonic() + self._timeout + 2 * SESSION_SECONDS
         while True:
             self._changed.clear()
@@ -132,7 +138,9 @@ class Lease:
             if not others:
                 generation = int(data or 0) + (fresh or not holders)
                 with suppress(zk.RolledBackError, zk.BadVersionError):
-                    return self._create(generation, stat.version), generation
+                    path = self._create(generation, stat.version)
+                    self._alone = not holders
+                    return path, generation, stat.version + 1
                 continue
             if time.monotonic() > deadline or not all(one.is_gone for one in others):
                 raise InUse(
@@ -170,6 +178,8 @@ class Lease:
                 )
             with suppress(zk.RolledBackError, zk.BadVersionError):
                 self._path = self._create(self._generation, stat.version)
+                self._alone &= stat.version == self._version
+                self._version = stat.version + 1
                 return
 
     def _ask(self, call: str, *arguments: object) -> Any:
@@ -184,6 +194,48 @@ class Lease:
             f"{self._region}: {what}: no ZooKeeper server with a quorum answered in time",
             "A quorum is more than half of the servers: see `pghc status`",
         )
+
+
+class Users:
+    """Who uses the chain, for those who stand back meanwhile: to a run's checker an entry of theirs would be
+    nobody's. A context manager. Raises `Unavailable`.
+    """
+
+    def __init__(self, view: View, *, timeout: float = 10.0) -> None:
+        self._region, self._timeout = view.region, timeout
+        self._holders: dict[str, Holder] = {}
+        self._client = connect(view, timeout=timeout)
+        try:
+            self._client.ensure_path_async(USERS).get(timeout=timeout)
+            self._client.ChildrenWatch(USERS, self._look)
+        except LOST as error:
+            self.close()
+            raise Unavailable(f"{self._region}: ask who uses the chain: connection to ZooKeeper lost") from error
+
+    def check(self) -> None:
+        """Raise `InUse`, naming them, while somebody uses the chain. Asks nobody: what is known may be a moment old."""
+        if holders := self._holders:
+            raise InUse(
+                f"{self._region}: the chain is in use by {'; '.join(map(str, holders.values()))}; nothing was written",
+                "Append when it has ended",
+            )
+
+    def close(self) -> None:
+        self._client.end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _look(self, names: Sequence[str]) -> None:
+        holders = {}
+        for name in names:
+            with suppress(zk.NoNodeError):
+                data, _ = self._client.get_async(f"{USERS}/{name}").get(timeout=self._timeout)
+                holders[name] = Holder(*json.loads(data))
+        self._holders = holders
 
 
 def _user() -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from pghc.cluster import Backend
-from pghc.errors import BadInput, ClusterError
+from pghc.errors import BadInput, ClusterError, Unavailable
 from pghc.store import Store
 from pghc.topology import View
 from pghc.verify import history
@@ -181,18 +181,14 @@ def run(
         everywhere = list(views.values())
         still = 5.0 if ordered else 1.0  # links and servers that were healed take their time
         settled = catch_up(everywhere, still=still, by_log=by_log)
-        path = None
+        lease.check()
+        path, behind = None, dict(settled.behind)
         if keep_history:
             path = Path(history_path) if history_path else new_history()
-            with Recorder(parts / "final.jsonl") as recorder:
-                for name, view in views.items():
-                    with Store(view, timeout=60) as store, store.snapshot() as now:
-                        caught_up = name not in settled.behind
-                        recorder.final(name, store.node, now.chain(), now.requests(), caught_up=caught_up)
+            _record_finals(parts / "final.jsonl", everywhere, behind, lease)
             lives = sorted(parts.glob("*.[0-9]*.jsonl"))
             merge([*(leave_out(part, begun) for part in lives), parts / "final.jsonl"], path)
         results = crew.results()
-        lease.check()
     latencies = {name: array("d") for name, _ in results}
     for name, result in results:
         latencies[name].extend(result["latencies_ms"])
@@ -207,7 +203,7 @@ def run(
         sum((Counter(result["errors"]) for _, result in results), Counter()),
         latencies,
         None if settled.since is None else max(settled.since - ended, 0.0),
-        dict(settled.behind),
+        behind,
     )
 
 
@@ -272,6 +268,29 @@ def _record_inheritance(path: Path, views: Sequence[View]) -> None:
                 mark, rows = store.recent(1, prefix=False)
                 seen = Read(0, max(mark, rows[-1].zk_id if rows else 0), tuple(rows))
                 recorder.ok(f"before/{view.region}", view.region, "read", None, store.node, seen)
+
+
+def _record_finals(path: Path, views: Sequence[View], behind: dict[str, str], lease: Lease) -> None:
+    """Record each region's whole chain; once more if somebody came to use the chain meanwhile.
+
+    Of a region that cannot be read nothing is known, which is no reason to lose what is known of the others: it is
+    added to those that are ``behind``.
+    """
+    while True:
+        alone = lease.alone
+        with Recorder(path) as recorder:
+            for view in views:
+                held = {"caught_up": view.region not in behind, "alone": alone}
+                try:
+                    with Store(view, timeout=60 if held["caught_up"] else 5) as store, store.snapshot() as now:
+                        recorder.final(view.region, store.node, now.chain(), now.requests(), **held)
+                except Unavailable as error:
+                    behind[view.region] = f"could not be read in the end: {error.what}"
+                    node = view.topology.region(view.region).primary
+                    recorder.final(view.region, node, (), caught_up=False, alone=alone)
+        lease.check()
+        if lease.alone == alone:
+            return
 
 
 def _catch(work: Callable[[], None], trouble: list[Exception]) -> None:

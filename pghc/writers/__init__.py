@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
@@ -100,9 +101,10 @@ class Base:
         self._joined = chain
 
     def _ordering(self, view: View, chain: int, timeout: float) -> str:
+        deadline = time.monotonic() + timeout
         client = connect(view, timeout=timeout)
         try:
-            return ordering(client, chain, self.ordering, timeout)
+            return ordering(client, chain, self.ordering, deadline - time.monotonic())
         except LOST as error:
             raise Unavailable(
                 f"{view.region}: learn how the chain is ordered: connection to ZooKeeper lost, nothing was written",

@@ -23,7 +23,7 @@ from functools import partial
 from kazoo.interfaces import IAsyncResult
 
 from pghc.chain import Row
-from pghc.errors import Conflict, PghcError
+from pghc.errors import Conflict, Indefinite, PghcError
 from pghc.sequencer import Entry, Segment, Sequencer, position_of
 from pghc.store import Applier, Cursor, Store, depose
 from pghc.topology import View
@@ -77,9 +77,11 @@ class Broadcast(Sharing):
                 self._send_batch(batch)
                 return
         except FINAL as error:
-            self.fail(batch, error)
-        except PghcError:
-            self.put_back(batch)  # nothing of it was sent
+            before = set(self.sent_requests()).intersection(batch)  # whose reply was lost
+            self.fail(before, Indefinite(f"{error}; it may have happened", node=self.node_id))
+            self.fail([request for request in batch if request not in before], error)
+        except Exception:
+            self.put_back(batch)  # nothing of it was sent this time
             self._slots.release()
             raise
         self._slots.release()
@@ -90,7 +92,9 @@ class Broadcast(Sharing):
         if self._ended:
             self.sequencer.next_segment(self._ended)
             self._ended = None
-        self.mark_sent(batch)
+        if not (batch := self.mark_sent(batch)):
+            self._slots.release()
+            return
         segment, result = self.sequencer.take_async(Entry(self.node_id, tuple(batch), everywhere=True))
         result.rawlink(lambda answer: self._sent_batch(segment, batch, answer))
         self.step("sent")

@@ -68,7 +68,8 @@ class Causal(Sharing):
     def write(self, requests: Sequence[str]) -> dict[str, Row]:
         """Append these in one entry of the log; returns their rows. Raises as `append` does."""
         self.admit(self._left(requests))
-        self.mark_sent(requests)
+        if not (requests := self.mark_sent(requests)):
+            return {}
         entry = Entry(self.node_id, tuple(requests))  # also when another primary will accept it in the end
         position = self.sequencer.take(entry, self._left(requests))
         with sent(self.node_id, f"log position {position} is taken"):

@@ -148,10 +148,12 @@ class Sharing(Base):
                 self._arrived.notify()
         return batch
 
-    def mark_sent(self, requests: Iterable[str]) -> None:
-        """From now on they may be in the log."""
+    def mark_sent(self, requests: Iterable[str]) -> list[str]:
+        """From now on these may be in the log: those that are still wanted. Whoever gave up was told that it is not."""
         with self._lock:
-            self._sent.update(request for request in requests if request in self._calls)
+            wanted = [request for request in requests if request in self._calls]
+            self._sent.update(wanted)
+        return wanted
 
     def put_back(self, requests: Sequence[str]) -> None:
         """To be sent, or sent again, before all others."""

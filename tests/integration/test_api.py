@@ -25,7 +25,7 @@ import pytest
 from pghc.cluster.local.embedded import Embedded
 from pghc.faults.injection import Faults
 from pghc.store import Reader, Store
-from pghc.workload import chains
+from pghc.workload import chains, runs
 
 Row = dict[str, object]
 
@@ -326,7 +326,76 @@ def test_an_append_whose_primary_stops_in_between_is_indefinite_and_its_key_find
     assert len({row.text for row in rows}) == 1
 
 
+@pytest.mark.parametrize(("chain", "writer"), [("locked", "causal"), ("log", "naive"), ("naive", "broadcast")])
+def test_a_node_whose_writer_orders_otherwise_than_the_chain_refuses_and_names_both_orderings(
+    cluster: Embedded, urls: dict[str, str], client: httpx.Client, chain: str, writer: str
+) -> None:
+    views = [cluster.view(name) for name in urls]
+    with own_node(cluster, "us-east", writer=writer) as node:
+        chains.begin_chain(views, chain)
+        answer = client.post(f"{node.url}/chain")
+        assert (answer.status_code, answer.json()["outcome"]) == (409, "definite")
+        assert answer.json()["type"] == "urn:pghc:wrong-kind"
+        assert f"'{chain}'" in answer.json()["detail"]
+        assert client.get(f"{node.url}/chain/recent").json() == []
+        chains.begin_chain(views)
+        assert eventually(lambda: client.post(f"{node.url}/chain").status_code == 200), "the chain is its own again"
+
+
+def test_while_a_run_uses_the_chain_a_node_stands_back_and_names_it_and_the_run_is_valid(
+    cluster: Embedded, urls: dict[str, str], client: httpx.Client
+) -> None:
+    known = client.post(f"{urls['us-east']}/chain", headers={"Idempotency-Key": "known"})
+    answers: list[httpx.Response] = []
+
+    def ask(crew: runs.Crew) -> None:
+        for url in urls.values():
+            crew.wait(0.5)
+            answers.append(client.post(f"{url}/chain"))
+
+    run = runs.run(cluster, "causal", clients=1, seconds=3, during=ask)
+    assert run.verdict.valid, str(run.verdict)
+    assert {answer.status_code for answer in answers} == {503}
+    for answer in answers:
+        assert (answer.json()["type"], answer.json()["outcome"]) == ("urn:pghc:in-use", "definite")
+        assert f"a run of causal: process {os.getpid()} of " in answer.json()["detail"]
+    assert known.status_code == 200
+    assert eventually(lambda: client.post(f"{urls['us-east']}/chain").status_code == 200)
+
+
+def test_a_key_that_is_none_is_the_client_s_mistake(urls: dict[str, str], client: httpx.Client) -> None:
+    for key in ("", "x" * 256):
+        answer = client.post(f"{urls['us-east']}/chain", headers={"Idempotency-Key": key})
+        assert (answer.status_code, answer.json()["outcome"]) == (400, "definite")
+
+
 # The end of a node
+
+
+def test_a_node_that_is_told_to_end_is_not_ready_first_then_refuses_and_gives_no_read_up_in_silence(
+    cluster: Embedded, urls: dict[str, str], client: httpx.Client
+) -> None:
+    with own_node(cluster, "us-east") as node, ThreadPoolExecutor(1) as pool, ExitStack() as paused:
+        assert client.post(f"{node.url}/chain").status_code == 200
+        assert eventually(lambda: client.get(f"{node.url}/health/ready").status_code == 200)
+        for server in ("us-east-replica-1", "us-east-replica-2", "us-east-primary"):
+            paused.enter_context(Faults(cluster).pause(server))
+        read = pool.submit(client.get, f"{node.url}/chain/verify")  # would take as long as the pause does
+        time.sleep(0.3)
+        began = time.monotonic()
+        node.process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        ready, ping = client.get(f"{node.url}/health/ready"), client.get(f"{node.url}/ping")
+        time.sleep(0.8)
+        refused = client.get(f"{node.url}/chain/recent")
+        cut_short = read.result(timeout=10)
+        assert node.process.wait(timeout=10) == 0
+        assert time.monotonic() - began < 5
+    assert (ready.status_code, ping.status_code) == (503, 200)
+    for answer in (refused, cut_short):
+        assert (answer.status_code, answer.json()["outcome"]) == (503, "definite")
+        assert answer.headers["content-type"] == "application/problem+json"
+    assert {answer.headers["connection"] for answer in (ready, ping, refused, cut_short)} == {"close"}
 
 
 def test_a_node_that_is_told_to_end_answers_every_open_request_and_ends_within_seconds(
@@ -354,7 +423,7 @@ def test_a_node_that_is_told_to_end_answers_every_open_request_and_ends_within_s
     assert outcomes <= {"definite", "indefinite"}
     again = [client.post(f"{urls['us-east']}/chain", headers={"Idempotency-Key": key}) for key in keys]
     for first, second in zip(answers, again, strict=True):
-        assert second.status_code == 200
+        assert second.status_code == 200, second.text
         assert first.status_code != 200 or first.json() == second.json()
 
 

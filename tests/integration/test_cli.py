@@ -8,6 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
+from functools import partial
+from hashlib import md5
 from pathlib import Path
 from uuid import uuid4
 
@@ -17,8 +20,9 @@ from pghc.chain import Row, link
 from pghc.cli.commands import main
 from pghc.cluster.local.embedded import Embedded
 from pghc.faults.injection import Faults
-from pghc.store import Reader
-from pghc.workload import chains
+from pghc.store import Reader, Store
+from pghc.workload import chains, runs
+from pghc.workload.lease import Lease
 
 VALID, INVALID, UNKNOWN = 0, 1, 2
 
@@ -177,6 +181,35 @@ def test_tail_follows_what_arrives_until_it_is_interrupted(pghc: Pghc) -> None:
         assert "Traceback" not in tail.stderr.read()
 
 
+def test_tail_of_all_shows_lower_numbers_that_come_late_and_a_chain_that_is_begun_anew(
+    pghc: Pghc, cluster: Embedded
+) -> None:
+    def row(zk_id: int) -> Row:
+        return Row(zk_id, "us-east-primary", md5(str(zk_id).encode(), usedforsecurity=False).hexdigest())
+
+    with Store(cluster.view("us-east")) as store:
+
+        def insert(zk_id: int) -> None:
+            store.insert(row(zk_id), str(uuid4()), store.cursor().chain)
+
+        for zk_id in (1, 4, 7):
+            insert(zk_id)
+        with pghc.start("tail", "--follow", "--all", "-n", "1", "--json") as tail:
+            assert tail.stdout
+            seen = [Row(**json.loads(tail.stdout.readline()))]
+            for zk_id in (9, 5, 2, 10):
+                insert(zk_id)
+                seen.append(Row(**json.loads(tail.stdout.readline())))
+            assert seen == [row(zk_id) for zk_id in (7, 9, 5, 2, 10)]
+            chains.begin_chain([cluster.view(name) for name in cluster.topology.names])
+            insert(1)
+            assert Row(**json.loads(tail.stdout.readline())) == row(1)
+            insert(3)
+            assert Row(**json.loads(tail.stdout.readline())) == row(3)
+            tail.send_signal(signal.SIGINT)
+            assert tail.wait(timeout=10) == 130
+
+
 def test_a_reader_that_has_seen_enough_ends_tail_quietly(pghc: Pghc) -> None:
     for _ in range(2):
         pghc("append")
@@ -248,6 +281,17 @@ def test_a_run_that_continues_keeps_the_chain(pghc: Pghc) -> None:
     assert len(rows(pghc("tail", "-n", "1000", "--json"))) >= 1
 
 
+def test_what_would_use_a_chain_that_is_in_use_is_refused_at_once_and_told_by_whom(
+    pghc: Pghc, cluster: Embedded
+) -> None:
+    with Lease(cluster.view("eu-west"), "a visit", "causal", fresh=True):
+        for arguments in (("run",), ("run", "--continue", "--writer", "naive"), ("append",), ("run", "--nemesis")):
+            began = time.monotonic()
+            assert f"a visit: process {os.getpid()} of " in pghc.fails(*arguments)
+            assert time.monotonic() - began < 10
+    pghc("append")
+
+
 # Bad input and bad surroundings
 
 
@@ -289,6 +333,14 @@ def test_wrong_usage_is_2(nowhere: Pghc, arguments: tuple[str, ...]) -> None:
     assert done.stderr + done.stdout
     assert "Traceback" not in done.stderr
     assert "defect" not in done.stderr
+
+
+def test_the_bench_is_found_from_wherever_it_is_asked_for(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pghc", "bench", "--help"], cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "--quick" in done.stdout
 
 
 @pytest.mark.parametrize("arguments", [("append",), ("tail",), ("verify",), ("run", "--seconds", "1")])
@@ -343,6 +395,50 @@ def test_a_run_that_is_interrupted_ends_with_130_and_leaves_no_client(pghc: Pghc
         assert run.wait(timeout=20) == 130
         assert run.stderr
         assert "Traceback" not in run.stderr.read()
+
+
+def test_a_run_amid_faults_that_is_interrupted_waits_for_no_fault_that_was_yet_to_come_and_heals_what_was_done(
+    pghc: Pghc, cluster: Embedded
+) -> None:
+    with pghc.start("run", "--nemesis", "--seed", "3", "--seconds", "300") as run:
+        assert run.stderr
+        first = run.stderr.readline()
+        assert " s  " in first, first
+        began = time.monotonic()
+        run.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        run.send_signal(signal.SIGINT)
+        assert run.wait(timeout=40) == 130
+        said = run.stderr.read()
+    assert time.monotonic() - began < 30
+    assert "Traceback" not in said
+    assert "healed" in said.splitlines()[-1]
+    assert cluster.status().healthy
+
+
+@pytest.mark.parametrize("how", ["cut off", "killed"])
+def test_a_run_whose_region_is_away_in_the_end_could_not_tell_and_says_why(
+    pghc: Pghc, cluster: Embedded, history: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(runs, "catch_up", partial(runs.catch_up, limit=3))
+    faults, away = Faults(cluster), ExitStack()
+
+    def go_away(crew: runs.Crew) -> None:
+        crew.wait(1.5)
+        if how == "killed":
+            away.enter_context(faults.kill("ap-south-primary"))
+        else:
+            away.enter_context(faults.partition("ap-south", "eu-west"))
+            away.enter_context(faults.partition("ap-south", "us-east"))
+
+    with away:
+        run = runs.run(cluster, "causal", seconds=2.5, timeout=2, during=go_away, history_path=history)
+        assert run.verdict.valid is None, str(run.verdict)
+        assert "ap-south" in run.verdict.reason
+        assert "ap-south" in run.behind
+        assert pghc.run("check", str(history)).returncode == UNKNOWN
+    chains.settle([cluster.view(name) for name in cluster.topology.names])
+    assert "Valid" in pghc("verify")
 
 
 def test_output_in_a_pipe_has_no_colour(pghc: Pghc) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,8 +19,8 @@ import pytest
 from pghc.chain import Row
 from pghc.cluster import CanKill, CanPartition, CanPause
 from pghc.cluster.kubernetes.kind import SELECTOR, Kind
-from pghc.cluster.kubernetes.manifests import Images, write
-from pghc.errors import PghcError
+from pghc.cluster.kubernetes.manifests import Images, missing_secrets, write
+from pghc.errors import ClusterError, PghcError
 from pghc.faults.injection import Faults
 from pghc.store import Reader
 from pghc.topology import Region, Topology, View
@@ -37,8 +39,7 @@ def views(kind: Kind) -> dict[str, View]:
 
 
 def kubectl(kind: Kind, *arguments: str) -> str:
-    command = ["kubectl", "--context", f"kind-{kind.cluster}", *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    return kind.kubectl(*arguments, seconds=120)
 
 
 def append(view: View, request: str | None = None, *, writer: str = "causal") -> Row:
@@ -204,6 +205,92 @@ def test_no_number_is_given_twice_after_a_restart_of_every_server(kind: Kind) ->
     assert whole.word == "valid", str(whole)
 
 
+def machines(kind: Kind) -> dict[str, str]:
+    """Each machine and when it was started."""
+    own = f"label=io.x-k8s.kind.cluster={kind.cluster}"
+    names = engine("ps", "--all", "--filter", own, "--format", "{{.Names}}").split()
+    return {name: engine("inspect", "--format", "{{.State.StartedAt}}", name) for name in names}
+
+
+def engine(*arguments: str) -> str:
+    return subprocess.run(["docker", *arguments], check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def test_a_machine_that_died_is_said_to_at_once_and_up_brings_it_back_without_touching_the_others(kind: Kind) -> None:
+    region = kind.topology.names[-1]
+    before, others = machines(kind), {key: value for key, value in objects(kind).items() if f"/{region}/" not in key}
+    kind.stop_node(region)
+    begin = time.monotonic()
+    status = kind.status()
+    assert time.monotonic() - begin < 5
+    assert {node.region for node in status.nodes if node.state == "unreachable"} == {region}
+    assert "pghc up --backend kind" in status.remedy
+    kind.up(print)
+    assert kind.status().healthy
+    after = machines(kind)
+    assert [name for name in before if after[name] != before[name]] == [f"{kind.cluster}-worker{len(before) - 1}"]
+    assert {key: value for key, value in objects(kind).items() if f"/{region}/" not in key} == others
+
+
+def test_without_the_control_plane_status_answers_at_once_and_up_brings_it_back(kind: Kind) -> None:
+    before = machines(kind)
+    engine("kill", f"{kind.cluster}-control-plane")
+    begin = time.monotonic()
+    status = Kind(kind.cluster).status()
+    assert time.monotonic() - begin < 5
+    assert status.running
+    assert {node.state for node in status.nodes} == {"unreachable"}
+    kind.up(print)
+    assert kind.status().healthy
+    after = machines(kind)
+    assert [name for name in before if after[name] != before[name]] == [f"{kind.cluster}-control-plane"]
+
+
+def test_an_api_pod_that_ends_answers_or_refuses_every_request(kind: Kind) -> None:
+    region = kind.topology.names[0]
+    view = kind.view(region)
+    secret = json.loads(kubectl(kind, "get", "secret", "pghc", "-n", region, "-o", "json"))["data"]
+    token = {"Authorization": f"Bearer {base64.b64decode(secret['api-token']).decode()}"}
+    url = f"http://{view.addresses[kind.topology.region(region).api]}/chain"
+    took: list[tuple[float, int]] = []
+    ends = time.monotonic() + 30
+
+    def ask() -> None:
+        while time.monotonic() < ends:
+            begin, status = time.monotonic(), 0
+            with contextlib.suppress(httpx.TransportError):  # refused: the client knows that much
+                status = httpx.post(url, headers=token, timeout=90).status_code
+            took.append((time.monotonic() - begin, status))
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask) for _ in range(4)]
+        time.sleep(4)
+        kubectl(kind, "delete", "pod", "-n", region, "-l", "app.kubernetes.io/component=api", "--wait=false")
+        for each in asking:
+            each.result()
+    assert max(seconds for seconds, _ in took) < 20
+    assert sum(status == 200 or status == 201 for _, status in took) >= 0.9 * len(took), took
+
+
+def test_a_servers_memory_follows_its_pods_limit(kind: Kind) -> None:
+    region = kind.topology.regions[0]
+    path = "jsonpath={.spec.containers[0].resources.limits.memory}"
+    limit = kubectl(kind, "get", "pod", "primary-0", "-n", region.name, "-o", path)
+    with Reader(kind.view(region.name), region.primary) as reader:
+        assert reader.rows("show shared_buffers")[0][0] == f"{int(limit.removesuffix('Mi')) // 4}MB"
+
+
+def test_another_image_is_accepted_and_other_passwords_are_not(kind: Kind, tmp_path: Path) -> None:
+    images = Images("pghc/postgres:other", "pghc/zookeeper:other", "pghc/pghc:other")
+    write(kind.topology, "kind", images, ROOT / "cluster/manifests", tmp_path / "world")
+    accepted = kubectl(kind, "apply", "--dry-run=server", "-k", str(tmp_path / "world"))
+    assert accepted.count("job.batch/setup-") == len(kind.topology.names)
+    other = tmp_path / "secret.json"
+    other.write_text(json.dumps(missing_secrets(kind.topology, [])[0]))
+    with pytest.raises(ClusterError, match="immutable"):
+        kubectl(kind, "apply", "--dry-run=server", "-f", str(other))
+
+
 def objects(kind: Kind) -> dict[str, tuple[str, int]]:
     """Every object of the lab: its uid and the number of its last change of specification."""
     kinds = "statefulsets,deployments,jobs,services,configmaps,secrets,persistentvolumeclaims,networkpolicies,pods"
@@ -267,7 +354,7 @@ def test_the_overlay_for_a_real_cluster_is_accepted_by_kubernetes(kind: Kind, tm
     write(
         world,
         "cloud",
-        Images("pghc/postgres:1", "pghc/zookeeper:1", "pghc/pghc:1"),
+        Images(*(f"registry.example/{name}@sha256:{'0' * 64}" for name in ("postgres", "zookeeper", "pghc"))),
         ROOT / "cluster/manifests",
         tmp_path,
     )

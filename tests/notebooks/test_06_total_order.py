@@ -15,7 +15,7 @@ class Mine(Numbered):
         {wait}
         last = self.store.last()
         row = Row(number, self.node_id, link(number, self.node_id, last.hash if last else ROOT))
-        self.store.insert(row, request_id)
+        self.store.insert(row, request_id, self.base)
         return row
 """
 

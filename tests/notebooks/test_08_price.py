@@ -32,6 +32,12 @@ def test_more_appends_in_flight_are_more_appends_a_second(lesson: Lesson) -> Non
     assert rates == sorted(rates)
 
 
+def test_causal_appends_that_wait_together_share_and_their_rate_grows(lesson: Lesson) -> None:
+    alone, crowd = lesson.value("[crowds[clients].rate for clients in (1, 64)]")
+    assert crowd > 5 * alone
+    assert lesson.value("crowds[64].verdict.valid") is True
+
+
 def test_the_wait_for_predecessors_takes_longer_than_the_insert(lesson: Lesson) -> None:
     waited, inserted = lesson.value("[steps['waited'], steps['inserted']]")
     assert waited > 10, "a writer that does not wait but asks again and again shows a few milliseconds"

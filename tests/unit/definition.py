@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from hashlib import md5
-from itertools import combinations, permutations
+from itertools import combinations
 
 from pghc.chain import Row
 from pghc.verify.history import Event
@@ -80,6 +80,7 @@ class History:
         self.finals: dict[tuple[str, str | None], list[Row]] = {}
         self.whole: dict[tuple[str, str | None], bool] = {}
         self.caught_up: dict[tuple[str, str | None], bool] = {}
+        self.alone: dict[tuple[str, str | None], bool] = {}
         self.tables: dict[tuple[str, str | None], set[tuple[str, int]]] = {}
         for event in events:
             if event.type == "final":
@@ -87,6 +88,7 @@ class History:
                 self.finals[key] = [*self.finals.get(key, []), *event.value.rows]
                 self.whole[key] = not event.value.more
                 self.caught_up[key] = event.value.caught_up
+                self.alone[key] = event.value.alone
                 if event.value.requests is not None:
                     self.tables.setdefault(key, set()).update(pair for pair in event.value.requests if pair[1] >= 1)
         self.unread = {e.region for e in events} - {region for region, _ in self.finals}
@@ -215,7 +217,7 @@ class History:
         }
 
     def excess(self) -> list[int]:
-        if self.tables:
+        if self.tables or not all(self.alone.values()):
             return []
         places = {zk_id for zk_id in self.places() if zk_id > self.inherited()}
         rest = places - {row.zk_id for row in self.acknowledged().values()}
@@ -231,7 +233,8 @@ class History:
         return {zk_id for table in self.tables.values() for request, zk_id in table if request in failed}
 
     def unexpected(self) -> set[int]:
-        foreign = {zk_id for table in self.tables.values() for one, zk_id in table if one not in self.requests}
+        alone = [table for key, table in self.tables.items() if self.alone[key]]
+        foreign = {zk_id for table in alone for one, zk_id in table if one not in self.requests}
         unclaimed = {
             row.zk_id
             for key, table in self.tables.items()
@@ -250,11 +253,21 @@ class History:
                     found.add(row.zk_id)
         return found
 
+    def placed(self) -> dict[str, int]:
+        """Indefinite appends, with the one place at which all tables that know them say they are."""
+        pairs = {(r, n) for table in self.tables.values() for r, n in table if n >= 1}
+        known = {row.zk_id for row in self.rows}
+        requests = {r for r in self.requests if self.may_have_happened(r) and self.entry(r) is None}
+        found = {r: {n for one, n in pairs if one == r} for r in requests}
+        return {r: n for r, places in found.items() if len(places) == 1 for n in places if n in known}
+
     def reordered(self) -> set[int]:
+        acknowledged = {request: row.zk_id for request, row in self.acknowledged().items()}
         return {
-            later.zk_id
-            for (a, earlier), (b, later) in permutations(self.acknowledged().items(), 2)
-            if self.acked_at(a) < self.invoked_at(b) and earlier.zk_id > later.zk_id
+            later
+            for a, earlier in acknowledged.items()
+            for b, later in (acknowledged | self.placed()).items()
+            if a != b and self.acked_at(a) < self.invoked_at(b) and earlier > later
         }
 
     def hole(self) -> list[int]:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
+import threading
+import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from hashlib import sha256
 from pathlib import Path
-from uuid import UUID
+from typing import ClassVar
+from uuid import UUID, uuid4
 
 import pytest
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pghc.api import Settings, create
+from pghc.api import Settings, create, service
 from pghc.api.app import request_id_of
 from pghc.api.problems import problem_of
-from pghc.api.service import NeverGiven
+from pghc.api.service import NeverGiven, Service
+from pghc.chain import Row
 from pghc.errors import BadInput, Behind, Conflict, Indefinite, PghcError, Unavailable
 from pghc.topology import Address, Credentials, View, load
+from pghc.writers import NAMES, open_writer
+from pghc.writers.sharing import Sharing
 
 TOPOLOGY = load()
 VIEW = View(
@@ -97,6 +107,7 @@ def test_loopback_needs_no_token(host: str) -> None:
         {"port": 65_536},
         {"append_seconds": 0},
         {"log_level": "loud"},
+        {"live_page": "javascript:alert(1)"},
     ],
 )
 def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
@@ -135,7 +146,7 @@ def test_a_view_survives_its_file() -> None:
 @pytest.mark.parametrize(
     ("error", "status", "outcome"),
     [
-        (BadInput("x"), 422, "definite"),
+        (BadInput("x"), 400, "definite"),
         (Conflict("x"), 409, "definite"),
         (NeverGiven("x"), 409, "definite"),
         (Unavailable("x", "y", node="n"), 503, "definite"),
@@ -192,9 +203,9 @@ def test_ping_is_the_bare_text_pong(node: Node) -> None:
         ("GET", f"/chain/recent?after={2**63}", {}, 422),
         ("GET", "/chain/recent", {"headers": {"PGHC-Position": "new"}}, 422),
         ("GET", "/chain/verify?last=0", {}, 422),
-        ("POST", "/chain", {"headers": {"Idempotency-Key": "x" * 256}}, 422),
-        ("POST", "/chain", {"headers": {"Idempotency-Key": ""}}, 422),
-        ("POST", "/chain", {"headers": [("Idempotency-Key", "a"), ("Idempotency-Key", "b")]}, 422),
+        ("POST", "/chain", {"headers": {"Idempotency-Key": "x" * 256}}, 400),
+        ("POST", "/chain", {"headers": {"Idempotency-Key": ""}}, 400),
+        ("POST", "/chain", {"headers": [("Idempotency-Key", "a"), ("Idempotency-Key", "b")]}, 400),
         ("GET", "/chain/recent?" + "x" * 1100, {}, 414),
         ("GET", "/ping", {"headers": {f"x-{n}": "y" for n in range(70)}}, 431),
     ],
@@ -215,7 +226,7 @@ def test_a_body_that_ends_without_a_byte_is_no_body(node: Node) -> None:
 
 def test_a_writer_that_cannot_repeat_an_append_refuses_keys(node: Node) -> None:
     answer = node(writer="naive").post("/chain", headers={"Idempotency-Key": "a"})
-    assert answer.status_code == 422
+    assert answer.status_code == 400
     assert "naive" in answer.json()["detail"]
 
 
@@ -286,3 +297,195 @@ def test_an_error_that_nobody_foresaw_is_a_problem_document_too(
 def test_the_token_file_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot be read"):
         Settings.from_environment({"PGHC_API_TOKEN_FILE": str(tmp_path / "none")})
+
+
+# Metrics
+
+
+def measured(client: TestClient) -> set[str]:
+    found = re.findall(r"pghc_requests_total\{(.*)\} [1-9]", client.get("/metrics").text)
+    return {re.sub(r'"|\w+=', "", each) for each in found}
+
+
+def test_every_request_is_counted_under_its_own_route(node: Node) -> None:
+    client = node(careless=True)
+    client.post("/chain", headers={"Idempotency-Key": ""})
+    client.get("/chain")
+    client.get("/ping")
+    client.head("/ping")
+    client.get("/ping", headers={"Origin": "https://page.example"})
+    client.get("/nowhere/at/all")
+    assert measured(client) == {
+        "POST,/chain,400", "GET,/chain,405", "GET,/ping,200", "HEAD,/ping,200", "GET,/ping,403", "other,other,404",
+    }  # fmt: skip
+
+
+# For people
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/docs", "/docs/begin.js", "/docs/swagger-ui.css", "/ping", "/cluster/config", "/openapi.json", "/nowhere"],
+)
+def test_head_answers_as_get_does_without_a_body(node: Node, path: str) -> None:
+    client = node()
+    get, head = client.get(path), client.head(path)
+    assert head.status_code == get.status_code
+    assert head.headers == get.headers
+    assert head.content == b"" != get.content
+
+
+def test_a_browser_is_told_what_this_is_and_how_to_the_live_page(node: Node) -> None:
+    answer = node().get("/")
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert "us-east" in answer.text
+    assert "<code>pghc watch</code>" in answer.text
+    assert 'href="/docs"' in answer.text
+    page = "http://127.0.0.1:8090/?a=1&b=2"
+    answer = node(live_page=page).get("/")
+    assert f'href="{page.replace("&", "&amp;")}"' in answer.text
+
+
+def test_the_interface_is_shown_without_reaching_for_another_host(node: Node) -> None:
+    client = node()
+    page = client.get("/docs")
+    policy = dict(part.strip().split(" ", 1) for part in page.headers["content-security-policy"].split(";"))
+    assert policy.pop("default-src") == "'none'"
+    assert not any(re.search(r"https?:|\*|'unsafe-eval'", source) for source in policy.values())
+    assert policy["script-src"] == "'self'"
+    parts = re.findall(r'(?:src|href)="([^"]*)"', page.text)
+    assert len(parts) == 3
+    for part in parts:
+        answer = client.get(part)
+        assert answer.status_code == 200, part
+        assert answer.headers["content-type"].split(";")[0] in ("text/css", "text/javascript")
+        assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "'/openapi.json'" in client.get("/docs/begin.js").text
+    assert "<script>" not in page.text  # the policy would forbid it
+
+
+def test_the_style_of_the_front_page_is_the_one_that_its_policy_allows(node: Node) -> None:
+    answer = node().get("/")
+    [style] = re.findall(r"<style>(.*?)</style>", answer.text, re.DOTALL)
+    digest = b64encode(sha256(style.encode()).digest()).decode()
+    assert f"'sha256-{digest}'" in answer.headers["content-security-policy"]
+
+
+def test_a_node_s_own_pages_may_call_it_and_no_others(node: Node) -> None:
+    client = node()
+    assert client.get("/ping", headers={"Origin": "http://localhost"}).status_code == 200
+    assert client.get("/ping", headers={"Origin": "http://localhost:81"}).status_code == 403
+    assert client.get("/ping", headers={"Origin": "null"}).status_code == 403
+
+
+# A writer that cannot be opened
+
+
+class Refusing:
+    """A writer whose constructor fails."""
+
+    error: Exception = ValueError("no such setting")
+    opened: ClassVar[list[float]] = []
+    ordered = exactly_once = True
+
+    def __init__(self, *_: object) -> None:
+        self.opened.append(time.monotonic())
+        raise self.error
+
+
+@pytest.fixture
+def refusing(monkeypatch: pytest.MonkeyPatch) -> type[Refusing]:
+    monkeypatch.setattr(Refusing, "opened", [])
+    monkeypatch.setattr(service, "writer_class", lambda _name: Refusing)
+    monkeypatch.setattr(service, "open_writer", lambda *_: Refusing())
+    monkeypatch.setattr(service, "Users", lambda *_: nullcontext())
+    monkeypatch.setattr(service, "OPENING", 0.2)
+    return Refusing
+
+
+def test_a_writer_that_no_further_attempt_opens_is_not_tried_again_and_appends_say_why(
+    node: Node, refusing: type[Refusing]
+) -> None:
+    with node() as client:
+        answers = [client.post("/chain") for _ in range(3)]
+        time.sleep(1)
+    assert {answer.status_code for answer in answers} == {503}
+    assert "ValueError: no such setting" in answers[-1].json()["detail"]
+    assert answers[-1].json()["outcome"] == "definite"
+    assert len(refusing.opened) == 1
+
+
+def test_while_servers_are_away_the_writer_is_tried_less_and_less_often_and_appends_say_why(
+    node: Node, refusing: type[Refusing], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refusing, "error", Unavailable("us-east: no quorum", "See `pghc status`"))
+    with node() as client:
+        deadline = time.monotonic() + 20
+        while len(refusing.opened) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        answer = client.post("/chain")
+    assert answer.status_code == 503
+    assert "no quorum" in answer.json()["detail"]
+    assert answer.json()["remedy"] == "See `pghc status`"
+    first, second, third = refusing.opened
+    assert second - first >= 0.5
+    assert third - second >= 1.0
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "naive"])  # which needs no session
+def test_a_writer_whose_constructor_fails_leaves_no_session_and_no_thread(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pghc.sequencer.Sequencer.__init__.__kwdefaults__", {"timeout": 0.3, "segment_size": 9})
+    monkeypatch.setattr("pghc.mutex.Mutex.__init__.__kwdefaults__", {"timeout": 0.3})
+    before = {thread.ident for thread in threading.enumerate()}
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            open_writer(name, VIEW)
+    deadline = time.monotonic() + 5
+    while left := {thread for thread in threading.enumerate() if thread.ident not in before}:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+# Two callers of one request
+
+
+class Slow(Sharing):
+    """A writer that answers when it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(VIEW)
+        self._resources = ExitStack()
+
+
+def test_of_two_callers_of_one_request_the_first_that_gives_up_does_not_strand_the_second() -> None:
+    async def story() -> None:
+        writer, key = Slow(), str(uuid4())
+        app = Service(VIEW, "causal", timeout=1.0)
+        try:
+            appends = app.appends
+            appends.writer = appends._submits = writer  # type: ignore[assignment]
+            appends._loop = asyncio.get_running_loop()
+            watch = asyncio.create_task(appends._watch())
+            first = asyncio.create_task(appends.append(key, retried=False))
+            await asyncio.sleep(0.6)
+            second = asyncio.create_task(appends.append(key, retried=False))
+            with pytest.raises(PghcError):
+                await first
+            assert not second.done()
+            row = Row(1, "us-east-primary", "0" * 32)
+            writer.answer({key: row})
+            assert await asyncio.wait_for(second, 1) == row
+            third = asyncio.create_task(appends.append(key, retried=False))
+            fourth = asyncio.create_task(appends.append(key, retried=False))
+            await asyncio.sleep(0.1)
+            third.cancel()
+            writer.answer({key: row})
+            assert await asyncio.wait_for(fourth, 1) == row
+            watch.cancel()
+        finally:
+            app.reads.close()
+
+    asyncio.run(story())

@@ -52,7 +52,7 @@ def test_an_append_and_its_acknowledgement_are_recorded_in_the_documented_form(t
 @given(
     st.lists(
         st.tuples(st.sampled_from(["invoke", "fail", "info", "append", "read"]), TEXT, TEXT, st.none() | TEXT, TEXT)
-        | st.tuples(st.just("final"), TEXT, TEXT, st.lists(ANY_ROW, max_size=4), REQUESTS, st.booleans()),
+        | st.tuples(st.just("final"), TEXT, TEXT, st.lists(ANY_ROW, max_size=4), REQUESTS, *[st.booleans()] * 2),
         max_size=6,
     ),
     st.data(),
@@ -66,11 +66,11 @@ def test_whatever_is_recorded_is_read_back(
     with Recorder(path, Ticks()) as record:
         for what, *arguments in calls:
             if what == "final":
-                region, node, rows, requests, caught_up = arguments
-                record.final(region, node, rows, requests, caught_up=caught_up)
+                region, node, rows, requests, caught_up, alone = arguments
+                record.final(region, node, rows, requests, caught_up=caught_up, alone=alone)
                 none = None if requests is None else ()
-                finals = [Final(tuple(rows), False, none, caught_up)] if rows or not requests else []
-                finals += [Final((), False, tuple(requests), caught_up)] if requests else []
+                finals = [Final(tuple(rows), False, none, caught_up, alone)] if rows or not requests else []
+                finals += [Final((), False, tuple(requests), caught_up, alone)] if requests else []
                 for n, final in enumerate(finals):
                     value = final._replace(more=n + 1 < len(finals))
                     now = next(times)

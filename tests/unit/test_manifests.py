@@ -1,19 +1,24 @@
 """What is rendered for Kubernetes, for every size of topology."""
 
+import base64
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import settings as limit
 from hypothesis import strategies as st
 
+from pghc.api.process import CLOSING_SECONDS
 from pghc.cluster.kubernetes.manifests import (
     Images,
     control_node_port,
     cut,
     gateway_ports,
     kind_config,
+    missing_secrets,
     new_passwords,
     node_port,
     services,
@@ -21,6 +26,7 @@ from pghc.cluster.kubernetes.manifests import (
     volumes,
     write,
 )
+from pghc.cluster.kubernetes.pods import credentials
 from pghc.errors import BadInput
 from pghc.topology import Region, Topology, load
 
@@ -125,3 +131,101 @@ def test_a_smaller_world_is_the_first_regions_of_the_topology() -> None:
 def test_a_world_of_an_impossible_size_is_refused(regions: int | None, replicas: int | None) -> None:
     with pytest.raises(BadInput):
         cut(load(), regions, replicas)
+
+
+# What is applied again
+
+
+def as_kubernetes_returns_it(secret: dict[str, Any]) -> dict[str, Any]:
+    data = {key: base64.b64encode(value.encode()).decode() for key, value in secret["stringData"].items()}
+    return {"metadata": secret["metadata"], "data": data}
+
+
+@limit(max_examples=30, deadline=None)
+@given(topologies(), st.data())
+def test_passwords_are_made_once_however_many_regions_have_theirs_already(
+    topology: Topology, data: st.DataObject
+) -> None:
+    first = missing_secrets(topology, [])
+    assert [each["metadata"]["namespace"] for each in first] == list(topology.names)
+    assert len({json.dumps(each["stringData"]) for each in first}) == 1
+    kept = data.draw(st.lists(st.sampled_from(first), min_size=1, unique_by=lambda each: each["metadata"]["namespace"]))
+    again = missing_secrets(topology, [as_kubernetes_returns_it(each) for each in kept])
+    assert sorted(map(json.dumps, [*kept, *again])) == sorted(map(json.dumps, first))
+
+
+def test_kubernetes_is_told_to_refuse_other_passwords_for_servers_that_have_theirs() -> None:
+    assert all(each["immutable"] is True for each in missing_secrets(load(), []))
+
+
+def test_regions_with_different_passwords_are_refused() -> None:
+    east, west = (as_kubernetes_returns_it(missing_secrets(load(), [])[place]) for place in (0, 1))
+    with pytest.raises(BadInput, match="differ"):
+        missing_secrets(load(), [east, west])
+
+
+def kustomization(directory: Path, images: Images, overlay: Any = "kind") -> dict[str, Any]:
+    write(load(), overlay, images, MANIFESTS, directory)
+    found: dict[str, Any] = json.loads((directory / "us-east/kustomization.yaml").read_text())
+    return found
+
+
+def test_with_another_image_the_setup_job_is_another_one_for_a_job_cannot_be_changed(tmp_path: Path) -> None:
+    def job(images: Images) -> str:
+        [patch] = [p for p in kustomization(tmp_path, images)["patches"] if p["target"]["kind"] == "Job"]
+        return str(json.loads(patch["patch"])[0]["value"])
+
+    assert job(IMAGES) == job(Images("other:2", "other:2", IMAGES.pghc))
+    assert job(IMAGES) != job(Images(IMAGES.postgres, IMAGES.zookeeper, "pghc/pghc:2"))
+
+
+def test_a_real_cluster_pulls_images_by_digest_and_never_by_tag(tmp_path: Path) -> None:
+    pinned = [f"registry.example:5000/{name}@sha256:{'a' * 64}" for name in ("postgres", "zookeeper", "pghc")]
+    [postgres, *_] = kustomization(tmp_path, Images(*pinned), "cloud")["images"]
+    assert postgres["newName"] == "registry.example:5000/postgres"
+    assert postgres["digest"] == f"sha256:{'a' * 64}"
+    with pytest.raises(BadInput, match="pghc/pghc:1: a tag"):
+        write(load(), "cloud", Images(*pinned[:2], IMAGES.pghc), MANIFESTS, tmp_path)
+
+
+# What every pod is told
+
+
+def workloads() -> dict[str, dict[str, Any]]:
+    """Name to the pod's specification, of all that run pods."""
+    files = [*MANIFESTS.glob("base/*.yaml"), *MANIFESTS.glob("overlays/kind/*.yaml")]
+    objects = [each for file in files for each in yaml.safe_load_all(file.read_text())]
+    runs = [each for each in objects if "template" in each.get("spec", {})]
+    return {each["metadata"]["name"]: each["spec"]["template"]["spec"] for each in runs}
+
+
+@pytest.mark.parametrize(
+    ("name", "needs"),
+    {
+        "primary": {"admin-password", "replicator-password"},
+        "replica": {"replicator-password"},
+        "zookeeper": set(),
+        "setup": {"admin-password", "password", "replicator-password"},
+        "api": {"password", "zookeeper-password", "api-token"},
+        "gateway": {"gateway-token"},
+    }.items(),
+)
+def test_each_pod_mounts_its_own_secrets_and_no_other(name: str, needs: set[str]) -> None:
+    mounted = [each["secret"] for each in workloads()[name]["volumes"] if "secret" in each]
+    assert {item["key"] for secret in mounted for item in secret["items"]} == needs
+    credentials(dict.fromkeys(needs, "x"))
+
+
+def test_a_servers_settings_follow_the_memory_of_its_pod_wherever_that_is_set() -> None:
+    for name, image in (("primary", "postgres"), ("replica", "postgres"), ("zookeeper", "zookeeper")):
+        [container] = workloads()[name]["containers"]
+        limit_of = {each["name"]: each["valueFrom"]["resourceFieldRef"] for each in container["env"]}
+        assert limit_of["MEMORY"] == {"resource": "limits.memory", "divisor": "1Mi"}
+        assert "$((MEMORY / 2))" in (MANIFESTS.parent / "images" / image / "server.sh").read_text()
+
+
+def test_an_ending_api_pod_has_time_for_requests_that_still_arrive_and_then_for_those_in_flight() -> None:
+    pod = workloads()["api"]
+    waits = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert waits >= 5
+    assert pod["terminationGracePeriodSeconds"] >= waits + CLOSING_SECONDS + 5

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 
 from pghc.chain import Row, extend, link
 from pghc.lab import plots
@@ -129,6 +130,22 @@ def test_the_ladder_compares_only_those_that_are_right() -> None:
     assert plots.ladder(rungs).heading == "Of the right ones, broadcast is 1,000 times as fast as locked"
     assert plots.ladder(rungs[:1]).heading == "No writer is right"
     assert plots.ladder(rungs[:2]).heading == "Only locked is right"
+
+
+def test_no_label_of_the_ladder_leaves_the_picture_and_like_is_compared_with_like() -> None:
+    slow = [Rung("single primary (eu-west), synchronous", 1.5, 571, True), Rung("locked", 6.6, 470, True)]
+    fast = [Rung("naive", 123_456.7, 1, False), Rung("broadcast", 58_148, 482, True)]
+    for plot in (plots.ladder(slow + fast), plots.ladders({"one in flight": slow, "10,000 in each region": fast})):
+        plot.draw_without_rendering()
+        texts = plot.findobj(lambda each: isinstance(each, Text) and each.get_text() and each.get_visible())
+        assert len(texts) > 8
+        for text in texts:
+            box = text.get_window_extent()
+            assert plot.bbox.x0 <= box.x0 < box.x1 <= plot.bbox.x1, text
+            assert plot.bbox.y0 <= box.y0 < box.y1 <= plot.bbox.y1, text
+    titles = [" ".join(axes.get_title().split()) for axes in plot.axes]
+    assert titles[0].endswith("locked is 4.4 times as fast as single primary (eu-west), synchronous")
+    assert titles[1].endswith("Only broadcast is right")
 
 
 def test_a_figure_shows_itself_with_its_text_alternative() -> None:

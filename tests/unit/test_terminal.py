@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
+from pathlib import Path
 
+import nbformat
+import nbformat.sign
 import pytest
+from rich.console import Console
 
 from pghc.chain import Row
+from pghc.cli.commands import trust
 from pghc.cli.demo import WORDS, findings
-from pghc.cli.terminal import COLOURS, colour, put_error, put_json, put_verdict, rows_table
+from pghc.cli.terminal import COLOURS, colour, put_error, put_json, put_table, put_verdict, rows_table, table
 from pghc.errors import Indefinite, Unavailable
 from pghc.verify.checker import Verdict, verify
 from pghc.verify.verdict import KINDS
@@ -60,3 +66,36 @@ def test_a_node_has_the_colour_of_its_own_region_when_one_name_begins_another() 
 def test_the_demo_has_words_for_what_naive_writers_do_wrong() -> None:
     assert set(WORDS) <= set(KINDS)
     assert findings(Verdict(False, "", counts={"fork": 3, "stale": 1})).row_count == 2
+
+
+@pytest.mark.parametrize("width", [20, 39, 60, 80, 160])
+def test_no_value_of_a_table_is_cut_however_narrow_the_terminal(width: int) -> None:
+    full = table("writer", "appends/s", "note")
+    rows = [("single primary, synchronous", "1,234.5", "all regions equal 0.31 s after the end"), ("naive", "9", "")]
+    for row in rows:
+        full.add_row(*row)
+    console = Console(width=width, soft_wrap=True, file=StringIO(), color_system=None)
+    put_table(full, console)
+    assert isinstance(console.file, StringIO)
+    said = console.file.getvalue()
+    assert all(cell in said for row in rows for cell in row)
+    assert "…" not in said
+    assert ("  appends/s  1,234.5" in said) == (width < 80)
+    assert all(len(line) <= max(width, 48) for line in said.splitlines())
+
+
+def test_lessons_are_trusted_when_the_lab_opens_them_and_a_stranger_s_notebook_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    output = nbformat.v4.new_output("display_data", {"text/html": "<table></table>"})
+    cell = nbformat.v4.new_code_cell("lab.status", outputs=[output])
+    paths = [tmp_path / "lessons" / name for name in ("00-tour.ipynb", "04-chain.ipynb", "found.ipynb")]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"of": path.name}), path)
+    trust(tmp_path / "lessons")
+    notary = nbformat.sign.NotebookNotary()
+    trusted = [notary.check_signature(nbformat.read(path, as_version=4)) for path in paths]
+    notary.store.close()
+    assert trusted == [True, True, False]

@@ -188,12 +188,14 @@ def histories(draw: st.DrawFn, row: st.SearchStrategy[Row] = ANY_ROW, *, timely:
     for region in draw(st.sampled_from(["", "a", "ab", "ab", "abc"])):
         rows = draw(CHAINS | st.just(first) | st.just(first))
         more, caught_up = draw(st.integers(0, 7)) == 0, draw(st.integers(0, 3)) > 0
+        alone = draw(st.integers(0, 3)) > 0
         table = draw(tables(events, rows, names)) if with_tables and draw(st.integers(0, 7)) else None
         cut, seam = draw(st.integers(0, len(rows))), draw(st.integers(0, len(table or ())))
         lines = [(rows[:cut], (table or ())[:seam]), (rows[cut:], (table or ())[seam:])]
         lines = lines if draw(st.booleans()) else [(rows, table or ())]
         for n, (part, pairs) in enumerate(lines, 1):
-            final = Final(tuple(part), more or n < len(lines), None if table is None else pairs, caught_up)
+            held = None if table is None else pairs
+            final = Final(tuple(part), more or n < len(lines), held, caught_up, alone)
             events.append(Event(99, f"{region}/final", region, "final", "read", None, f"{region}-primary", final))
     return events
 
@@ -439,6 +441,14 @@ def test_an_entry_of_a_request_that_no_client_made_is_named() -> None:
     assert check([before, *RIGHT[6:], *with_requests(earlier, regions="ab")]).valid, "an earlier run's"
 
 
+def test_an_entry_of_others_is_right_where_others_wrote_to_the_chain() -> None:
+    rows = [*GOOD, successor(GOOD[-1], "a")]
+    shared = [e._replace(value=e.value._replace(alone=False)) for e in with_requests([*TABLE, ("x", 6)], rows, "ab")]
+    assert check(RIGHT + shared).valid
+    uncounted = [e._replace(value=e.value._replace(requests=None)) for e in shared]
+    assert check(RIGHT + uncounted).valid
+
+
 def test_an_entry_that_a_region_keeps_without_its_request_is_named() -> None:
     """A retry would find nothing there, and write the entry a second time."""
     verdict = check(RIGHT + with_requests(TABLE, regions="a") + with_requests(TABLE[:4], regions="b"))
@@ -472,7 +482,7 @@ def test_whose_each_entry_is_cannot_be_said_of_appends_without_request_ids() -> 
 
 def test_the_lines_of_a_final_agree_on_what_it_holds() -> None:
     first = finals(GOOD[:3], "a", more=True)
-    for change in ({"requests": ()}, {"caught_up": False}):
+    for change in ({"requests": ()}, {"caught_up": False}, {"alone": False}):
         rest = first[0]._replace(value=Final(GOOD[3:])._replace(**change))  # type: ignore[arg-type]
         with pytest.raises(BadInput, match="the lines of a's final do not agree"):
             check([*RIGHT, *first, rest])

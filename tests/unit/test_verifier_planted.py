@@ -350,7 +350,7 @@ PLANTS: list[tuple[Callable[[Story], int], str, set[str]]] = [
     (append_on_record_twice, "exactly-once", set()),
     (failed_append_on_record, "aborted-read", set()),
     (entry_of_a_request_that_nobody_made, "unexpected", set()),
-    (entry_on_record_as_anothers, "mismatch", set()),
+    (entry_on_record_as_anothers, "mismatch", {"reordered"}),
     (order_against_real_time, "reordered", set()),
     (hole_in_a_read, "hole", set()),
     (hole_below_a_read, "hole", set()),

@@ -48,4 +48,6 @@ case $1 in
   *) say "unknown role $1"; exit 2 ;;
 esac
 while [ -e /tmp/held ]; do sleep 0.1; done # killed by a fault that has not ended yet
-exec postgres -c config_file="$settings/$name.conf" -c hba_file=$settings/pg_hba.conf
+# The pod's size decides: a quarter of its MEMORY (MiB, its limit) for pages, and half of it is likely to be in some cache
+exec postgres -c config_file="$settings/$name.conf" -c hba_file=$settings/pg_hba.conf \
+  -c shared_buffers="$((MEMORY / 4))MB" -c effective_cache_size="$((MEMORY / 2))MB"

@@ -1,7 +1,7 @@
 """The same cluster on Kubernetes, made by kind: a node a region, a namespace a region, a pod a server.
 
 ``cluster/up.sh`` makes it and ``cluster/down.sh`` removes it. Nothing is remembered here: topology, passwords and state
-are asked of Kubernetes, the ports on loopback of the container engine. The user's kubeconfig says who may.
+are asked of Kubernetes, the ports on loopback of the container engine. A kubeconfig of the cluster's own says who may.
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import time
 from base64 import b64decode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from queue import Empty, Queue
 from tempfile import NamedTemporaryFile
-from typing import Any
+from threading import Thread
+from typing import IO, Any
 
 import psycopg
 
@@ -36,13 +40,23 @@ from pghc.topology import Address, Node, Topology, View
 
 Json = dict[str, Any]
 
-SCRIPTS = Path(__file__).parents[2] / "cluster"
+SCRIPTS = Path(__file__).parents[3] / "cluster"
 SELECTOR = ",".join(f"{key}={value}" for key, value in PART_OF.items())
 COMPONENT = "app.kubernetes.io/component"
 PAUSED = "pghc/paused"
 
-#: Seconds: to make a cluster, to remove one, for a server to be back, for one question.
-MAKING, REMOVING, RECOVERY, ANSWER = 2400.0, 300.0, 180.0, 30.0
+#: Seconds: to make a cluster (and, once, its node image), to remove one, for a server to be back, for one question.
+MAKING, REMOVING, RECOVERY, ANSWER = 7200.0, 400.0, 180.0, 30.0
+#: Seconds for what `status` asks of Kubernetes, and then of all servers at once. Together less than 5.
+GLANCE = 2.2
+#: Seconds for a script that is told to end.
+ENDING = 60.0
+
+#: What of the user's environment reaches docker and kubectl: where things are, and which engine is meant.
+ENGINE = ("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY")
+MEANT = ("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", *ENGINE)
+#: What makes bash do something before it reads a script. All else the scripts themselves keep out.
+BEFORE_BASH = ("BASH_ENV", "ENV", "SHELLOPTS", "BASHOPTS")
 
 
 def quiet(_: str) -> None:
@@ -83,7 +97,7 @@ class Kind:
         """That of the cluster; before it is made, the one it will get."""
         with suppress(NotRunning):
             return self._facts().topology
-        return self._wanted or topologies.load()
+        return self._expected()
 
     def up(self, progress: Progress = quiet) -> None:
         """Make the cluster, or what is missing of it, and end what faults have left. Raises `ClusterError`."""
@@ -104,35 +118,58 @@ class Kind:
         self._known = None
 
     def status(self) -> Status:
-        """Every server and link as it is now."""
-        topology = self.topology
-        try:
-            pods = {(each["metadata"]["namespace"], each["metadata"]["name"]): each for each in self._get("pods")}
-            views = {region: self.view(region) for region in topology.names}
-            ready = {each["metadata"]["labels"].get(REGION_LABEL) for each in self._get("nodes") if _is_ready(each)}
-        except NotRunning:
-            stopped = [NodeStatus(node.name, node.region, node.role, "stopped", False) for node in topology.nodes]
+        """Every server and link as it is now; within 5 s, whatever is away."""
+        machines = self._machines()
+        if not set(machines.values()) & {"running", "paused"}:
+            stopped = [NodeStatus(n.name, n.region, n.role, "stopped", False) for n in self._expected().nodes]
             return Status(self.name, self.cluster, False, stopped, [])
-        memory = self._memory(sorted(ready - {None}))
+        with ThreadPoolExecutor(32) as pool:
+            try:
+                return self._look(machines, pool)
+            except NotRunning as error:
+                expected, why = self._expected(), error.what
+                nodes = [NodeStatus(n.name, n.region, n.role, "unreachable", False, detail=why) for n in expected.nodes]
+                remedy = _remedy(self.cluster, expected, machines)
+                return Status(self.name, self.cluster, True, nodes, [], remedy=remedy)
+
+    def _look(self, machines: Mapping[str, str], pool: ThreadPoolExecutor) -> Status:
+        """Raises `NotRunning` when Kubernetes does not answer."""
+        control_plane = _machine_names(self.cluster, 0)[0]
+        if (state := machines.get(control_plane, "gone")) != "running":
+            raise NotRunning(f"the machine {control_plane}, through which all are reached, is {state}")
+        found = pool.submit(self._get, "pods", GLANCE), pool.submit(self._get, "nodes", GLANCE)
+        topology = self._facts(GLANCE).topology
+        pods = {(each["metadata"]["namespace"], each["metadata"]["name"]): each for each in found[0].result()}
+        away = _away(found[1].result(), machines)
+        hosts = {region: name for name, region in _regions(found[1].result()).items() if region not in away}
+        views = {region: self.view(region) for region in topology.names}
+        memory = [pool.submit(self._memory, region, host) for region, host in hosts.items()]
+        links = [pool.submit(self._links_of, region) for region in hosts]
 
         def ask(node: Node) -> NodeStatus:
             names = [name for region, name in pods if region == node.region and _is_pod_of(name, node)]
             state: State = "stopped"
-            if node.region not in ready:
+            if node.region in away:
                 state = "unreachable"
             elif names:
                 state = _state(pods[node.region, names[0]])
-            accessible, detail = (False, "") if state != "running" else _answers(node, views[node.region])
+            accessible, detail = (False, away.get(node.region, ""))
+            if state == "running":
+                accessible, detail = _answers(node, views[node.region])
             port = views[node.region].addresses[node.name].port
-            used = sum(memory.get((node.region, name), 0) for name in names)
+            used = sum(each.result().get((node.region, name), 0) for each in memory for name in names)
             return NodeStatus(node.name, node.region, node.role, state, accessible, port, None, used, detail)
 
-        with ThreadPoolExecutor(len(topology.nodes)) as pool:
-            nodes = list(pool.map(ask, topology.nodes))
-        links: Sequence[LinkStatus] = []
-        with suppress(ClusterError):
-            links = self.links()
-        return Status(self.name, self.cluster, True, nodes, links, sum(memory.values()))
+        nodes = list(pool.map(ask, topology.nodes))
+        return Status(
+            self.name,
+            self.cluster,
+            True,
+            nodes,
+            [link for each in links for link in each.result()],
+            sum(sum(each.result().values()) for each in memory),
+            remedy=_remedy(self.cluster, topology, machines),
+        )
 
     def view(self, region: str) -> View:
         """What clients of that region see, from outside the cluster. Raises `NotRunning`, `BadInput`."""
@@ -191,6 +228,13 @@ class Kind:
             found += [link for link in links if link.source == region]
         return found
 
+    def _links_of(self, region: str) -> list[LinkStatus]:
+        """Those of a gateway that answers at once, else none."""
+        with suppress(ClusterError):
+            links = (LinkStatus(**link) for link in self._gateway(region, "GET", "/links", seconds=GLANCE))
+            return [link for link in links if link.source == region]
+        return []
+
     def heal_links(self) -> None:
         for region in self._facts().topology.names:
             self._gateway(region, "DELETE", "/links")
@@ -201,16 +245,16 @@ class Kind:
         """Delete the server's pod, which gets a second to stop. Kubernetes makes another, with the same volume."""
         server = self._facts().topology.node(node)
         name = self._pod(server)["metadata"]["name"]
-        self._kubectl("delete", "pod", name, "-n", server.region, "--grace-period=1", seconds=RECOVERY)
+        self.kubectl("delete", "pod", name, "-n", server.region, "--grace-period=1", seconds=RECOVERY)
 
     def drain(self, region: str) -> None:
         """Evict every pod of the region's Kubernetes node; none is scheduled there until `uncordon`."""
         name = self._kubernetes_node(region)
         options = ("--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=120s")
-        self._kubectl("drain", name, *options, seconds=RECOVERY)
+        self.kubectl("drain", name, *options, seconds=RECOVERY)
 
     def uncordon(self, region: str) -> None:
-        self._kubectl("uncordon", self._kubernetes_node(region))
+        self.kubectl("uncordon", self._kubernetes_node(region))
 
     def stop_node(self, region: str) -> None:
         """End the region's Kubernetes node as a power cut would: no process gets a signal that it could handle."""
@@ -222,39 +266,62 @@ class Kind:
 
     # Facts that stay as long as the cluster
 
-    def _facts(self) -> _Known:
+    def _facts(self, seconds: float = ANSWER) -> _Known:
         """Raises `NotRunning`."""
         if self._known is None:
-            self._known = self._learn()
+            self._known = self._learn(seconds)
         return self._known
 
-    def _learn(self) -> _Known:
+    def _learn(self, seconds: float) -> _Known:
         control_plane = f"{self.cluster}-control-plane"
         try:
-            mapped = self._docker("port", control_plane)
+            mapped = self._docker("port", control_plane, seconds=seconds)
         except ClusterError as error:
             raise NotRunning(f"no kind cluster {self.cluster} runs", "`pghc up --backend kind` starts one.") from error
         ports = {}
         for line in mapped.splitlines():  # 30000/tcp -> 127.0.0.1:41234
             if found := re.fullmatch(r"(\d+)/tcp -> 127\.0\.0\.1:(\d+)", line.strip()):
                 ports[int(found[1])] = int(found[2])
-        maps = [each for each in self._get("configmaps") if each["metadata"]["name"] == "topology"]
-        secrets = [each for each in self._get("secrets") if each["metadata"]["name"] == "pghc"]
+        objects = self._get("configmaps,secrets", seconds)
+        maps = [each["data"] for each in objects if _is(each, "ConfigMap", "topology")]
+        secrets = [each["data"] for each in objects if _is(each, "Secret", "pghc")]
         if not ports or not maps or not secrets:
             raise NotRunning(
                 f"the kind cluster {self.cluster} is not complete", "`pghc up --backend kind` completes it."
             )
-        topology = topologies.parse(json.loads(maps[0]["data"]["topology.json"]), f"the topology of {self.cluster}")
-        secret = {key: b64decode(value).decode() for key, value in secrets[0]["data"].items()}
+        topology = topologies.parse(json.loads(maps[0]["topology.json"]), f"the topology of {self.cluster}")
+        secret = {key: b64decode(value).decode() for key, value in secrets[0].items()}
         return _Known(topology, secret, ports)
+
+    def _expected(self) -> Topology:
+        """The topology of a cluster that cannot be asked: the known one, what up.sh was given, or what it will be."""
+        with suppress(OSError, ValueError):
+            file = self._files / "topology.json"
+            return self._known.topology if self._known else topologies.parse(json.loads(file.read_text()), str(file))
+        return self._wanted or topologies.load()
+
+    @property
+    def _files(self) -> Path:
+        """Where the scripts keep what concerns this cluster; the same place in ``cluster/common.sh``."""
+        return _cache() / "kind" / self.cluster
 
     # Asking
 
-    def _get(self, kind: str) -> list[Json]:
+    def _machines(self) -> dict[str, str]:
+        """The containers that are the cluster's machines: name to state, such as *running*, *paused*, *exited*."""
+        mine = f"label=io.x-k8s.kind.cluster={self.cluster}"
+        lines = ""
+        with suppress(ClusterError):
+            lines = self._docker("ps", "--all", "--filter", mine, "--format", "{{.Names}} {{.State}}", seconds=GLANCE)
+        return dict(line.split() for line in lines.splitlines())
+
+    def _get(self, kind: str, seconds: float = ANSWER) -> list[Json]:
         """All objects of a kind that are the lab's; of Kubernetes nodes, all. Raises `NotRunning`."""
         selector = [] if kind == "nodes" else ["--selector", SELECTOR]
         try:
-            found: list[Json] = json.loads(self._kubectl("get", kind, "-A", *selector, "-o", "json"))["items"]
+            found: list[Json] = json.loads(
+                self.kubectl("get", kind, "-A", *selector, "-o", "json", seconds=seconds)
+            )["items"]
         except ClusterError as error:
             raise NotRunning(
                 f"the Kubernetes API of {self.cluster} does not answer: {error}", "`pghc up --backend kind` starts it."
@@ -269,26 +336,24 @@ class Kind:
         raise ClusterError(f"{server.name} has no pod", f"kubectl get pods -n {server.region}", node=server.name)
 
     def _kubernetes_node(self, region: str) -> str:
-        name = self._facts().topology.region(region).name
-        for each in self._get("nodes"):
-            if each["metadata"]["labels"].get(REGION_LABEL) == name:
-                return str(each["metadata"]["name"])
+        wanted = self._facts().topology.region(region).name
+        for name, place in _regions(self._get("nodes")).items():
+            if place == wanted:
+                return name
         raise ClusterError(
-            f"no Kubernetes node is labelled {REGION_LABEL}={name}", "cluster/down.sh, then cluster/up.sh"
+            f"no Kubernetes node is labelled {REGION_LABEL}={wanted}", "cluster/down.sh, then cluster/up.sh"
         )
 
-    def _memory(self, regions: Sequence[str]) -> dict[tuple[str, str], int]:
-        """Bytes that each pod uses, as the kubelets know it; nothing where one does not answer."""
-        found = {}
-        for region in regions:
-            with suppress(ClusterError, ValueError):
-                node = self._kubernetes_node(region)
-                for each in json.loads(self._kubectl("get", "--raw", f"/api/v1/nodes/{node}/proxy/stats/summary"))[
-                    "pods"
-                ]:
-                    place = each["podRef"]["namespace"], each["podRef"]["name"]
-                    found[place] = int(each.get("memory", {}).get("workingSetBytes", 0))
-        return {place: used for place, used in found.items() if place[0] in regions}
+    def _memory(self, region: str, host: str) -> dict[tuple[str, str], int]:
+        """Bytes that each pod of a region uses, as its kubelet knows them; nothing where it does not answer at once."""
+        with suppress(ClusterError, ValueError, LookupError):
+            raw = self.kubectl("get", "--raw", f"/api/v1/nodes/{host}/proxy/stats/summary", seconds=GLANCE)
+            return {
+                (region, each["podRef"]["name"]): int(each.get("memory", {}).get("workingSetBytes", 0))
+                for each in json.loads(raw)["pods"]
+                if each["podRef"]["namespace"] == region
+            }
+        return {}
 
     # Doing
 
@@ -303,37 +368,43 @@ class Kind:
                 self._in_pod(server, f"rm -f {HELD}")
 
     def _let_go(self) -> None:
-        """End every pause and kill, and let pods be scheduled everywhere."""
+        """End every pause, kill and cut where there is a machine that can be asked."""
         topology = self._facts().topology
+        away = _away(self._get("nodes"), self._machines())
         for found in self._get("pods"):
+            if found["metadata"]["namespace"] in away:
+                continue
             for server in topology.region(found["metadata"]["namespace"]).nodes:
                 if _is_pod_of(found["metadata"]["name"], server) and not _is_ready(found):
                     with suppress(ClusterError):
                         if _state(found) == "paused":
                             self.resume(server.name)
                         self._release(server)
-        with suppress(ClusterError):
-            self.heal_links()
+        for region in set(topology.names) - set(away):
+            with suppress(ClusterError):
+                self._gateway(region, "DELETE", "/links")
 
     def _mark(self, server: Node, *, paused: bool) -> None:
         name = self._pod(server)["metadata"]["name"]
         change = f"{PAUSED}=true" if paused else f"{PAUSED}-"
-        self._kubectl("annotate", "pod", name, "-n", server.region, "--overwrite", change)
+        self.kubectl("annotate", "pod", name, "-n", server.region, "--overwrite", change)
 
     def _in_pod(self, server: Node, script: str, *, ends: bool = False) -> None:
         """Run a line of bash in the server's pod; ``ends``: it takes its own connection with it."""
         name = self._pod(server)["metadata"]["name"]
         try:
-            self._kubectl("exec", name, "-n", server.region, "--", "bash", "-c", script)
+            self.kubectl("exec", name, "-n", server.region, "--", "bash", "-c", script)
         except ClusterError:
             if not ends:
                 raise
 
-    def _gateway(self, region: str, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def _gateway(
+        self, region: str, method: str, path: str, body: Mapping[str, Any] | None = None, seconds: float = ANSWER
+    ) -> Any:
         known = self._facts()
         known.topology.region(region)
         at = known.address(control_node_port(known.topology, region))
-        connection = HTTPConnection(at.host, at.port, timeout=ANSWER)
+        connection = HTTPConnection(at.host, at.port, timeout=seconds)
         headers = {"Authorization": f"Bearer {known.secret['gateway-token']}"}
         try:
             connection.request(method, path, json.dumps(body) if body else None, headers)
@@ -349,34 +420,46 @@ class Kind:
             raise BadInput(answer["error"])
         return answer
 
-    def _kubectl(self, *arguments: str, seconds: float = ANSWER) -> str:
-        return _output(["kubectl", "--context", f"kind-{self.cluster}", *arguments], seconds)
+    def kubectl(self, *arguments: str, seconds: float = ANSWER) -> str:
+        """What kubectl, on this cluster and with no setting of the user's, prints. Raises `ClusterError`."""
+        ours = ("--kubeconfig", str(self._files / "kubeconfig"), "--context", f"kind-{self.cluster}")
+        return _output(["kubectl", *arguments], seconds, ours)
 
-    def _docker(self, *arguments: str) -> str:
-        return _output(["docker", *arguments], 60)
+    def _docker(self, *arguments: str, seconds: float = 60) -> str:
+        return _output(["docker", *arguments], seconds)
 
     def _script(self, name: str, arguments: Sequence[str], seconds: float, progress: Progress) -> None:
-        """Run one of ``cluster/``; its lines are the progress, its errors ours."""
+        """Run one of ``cluster/``; its lines are the progress, its errors ours. Whatever happens, it has ended then."""
         script = SCRIPTS / name
         if not script.exists():
             raise ClusterError(f"{script} is missing", "The kind backend needs the repository: clone it, `make kind`.")
         deadline = time.monotonic() + seconds
+        env = {key: value for key, value in os.environ.items() if key not in BEFORE_BASH}
+        last = ""
         with NamedTemporaryFile("w+") as errors:
+            # A session of its own: Ctrl-C comes to this process alone, which tells the script once
             process = subprocess.Popen(
-                [script, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True
+                [script, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=env,
+                start_new_session=True,
             )
             try:
                 assert process.stdout
-                for line in process.stdout:
-                    progress(line.strip())
+                for line in _lines(process.stdout, deadline):
+                    last = line.strip()
+                    progress(last)
                 process.wait(max(deadline - time.monotonic(), 1))
-            except subprocess.TimeoutExpired:
-                process.terminate()
-                raise ClusterError(f"cluster/{name} did not end within {seconds:g} s") from None
-            except BaseException:
-                process.terminate()
-                process.wait(60)
-                raise
+            except (TimeoutError, subprocess.TimeoutExpired):
+                raise ClusterError(
+                    f"cluster/{name} did not end within {seconds:g} s{f'; it was at: {last}' if last else ''}",
+                    "Run it again: it goes on where it was, or begins anew.",
+                ) from None
+            finally:
+                _end(process)
             if process.returncode:
                 errors.seek(0)
                 what = errors.read().strip().removeprefix("error: ")
@@ -418,6 +501,43 @@ def _state(found: Json) -> State:
     return "running" if _running(found) and "deletionTimestamp" not in found["metadata"] else "stopped"
 
 
+def _is(found: Json, kind: str, name: str) -> bool:
+    return bool(found["kind"] == kind and found["metadata"]["name"] == name)
+
+
+def _machine_names(cluster: str, regions: int) -> list[str]:
+    """The containers of a whole cluster, as kind names them."""
+    return [f"{cluster}-control-plane", *(f"{cluster}-worker{n if n > 1 else ''}" for n in range(1, regions + 1))]
+
+
+def _regions(nodes: Sequence[Json]) -> dict[str, str]:
+    """Kubernetes node to region."""
+    labels = {each["metadata"]["name"]: each["metadata"]["labels"].get(REGION_LABEL) for each in nodes}
+    return {name: region for name, region in labels.items() if region}
+
+
+def _away(nodes: Sequence[Json], machines: Mapping[str, str]) -> dict[str, str]:
+    """Regions whose machine is away, and a word why. Kubernetes learns of it after 40 s, the engine knows at once."""
+    ready = {each["metadata"]["name"] for each in nodes if _is_ready(each)}
+    away = {}
+    for name, region in _regions(nodes).items():
+        if (state := machines.get(name, "gone")) != "running":
+            away[region] = f"its machine {name} is {state}"
+        elif name not in ready:
+            away[region] = f"Kubernetes does not hear of its machine {name}"
+    return away
+
+
+def _remedy(cluster: str, topology: Topology, machines: Mapping[str, str]) -> str:
+    gone = [name for name in _machine_names(cluster, len(topology.regions)) if name not in machines]
+    paused = [name for name, state in machines.items() if state == "paused"]
+    if gone:
+        return f"{', '.join(gone)} is lost with its data: `cluster/down.sh`, then `pghc up --backend kind`."
+    if paused:
+        return f"`docker unpause {' '.join(paused)}` lets go on what was paused."
+    return "`pghc up --backend kind` starts again what is missing."
+
+
 def _is_ready(found: Json) -> bool:
     return any(each["type"] == "Ready" and each["status"] == "True" for each in found["status"].get("conditions", []))
 
@@ -428,13 +548,13 @@ def _answers(server: Node, view: View) -> tuple[bool, str]:
     try:
         match server.role:
             case "zookeeper":
-                answer = asyncio.run(asyncio.wait_for(ask_zookeeper(address, "srvr"), 3))
+                answer = asyncio.run(asyncio.wait_for(ask_zookeeper(address, "srvr"), GLANCE))
                 mode = re.search(r"Mode: (\w+)", answer)
                 return bool(mode), mode[1] if mode else ""
             case "api":
-                return asyncio.run(asyncio.wait_for(ask_api(address), 3))["reads"], ""
+                return asyncio.run(asyncio.wait_for(ask_api(address), GLANCE))["reads"], ""
             case _:
-                arguments: Any = view.conninfo(server.name) | {"connect_timeout": 3}
+                arguments: Any = view.conninfo(server.name) | {"connect_timeout": 2}
                 with psycopg.connect(**arguments, autocommit=True) as connection:
                     connection.execute("select 1")
                 return True, ""
@@ -450,18 +570,81 @@ def _until(condition: Callable[[], bool], what: str, node: str, remedy: str = ""
         time.sleep(0.3)
 
 
-def _output(command: list[str], seconds: float) -> str:
-    """Raises `ClusterError` with what the command said."""
-    said = " ".join(command[:1] + [word for word in command[1:] if not word.startswith(("-", "kind-"))][:3])
+def _cache() -> Path:
+    """Where ``cluster/`` keeps what it makes; the same place in ``cluster/common.sh``."""
+    if given := os.environ.get("PGHC_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pghc"
+
+
+def environment() -> dict[str, str]:
+    """Of docker and kubectl, which may be where the node image was built."""
+    found = {name: os.environ[name] for name in MEANT if name in os.environ}
+    path = os.pathsep.join([found.get("PATH", os.defpath), str(_cache() / "node-image/bin")])
+    return found | {"PATH": path, "LC_ALL": "C"}
+
+
+def _output(command: list[str], seconds: float, options: Sequence[str] = ()) -> str:
+    """Raises `ClusterError` with what the command said. ``options``: more of it, not worth repeating to anybody."""
+    said = " ".join(command[:1] + [word for word in command[1:] if not word.startswith("-")][:3])
+    env = environment()
+    program = shutil.which(command[0], path=env["PATH"])
+    if program is None:
+        raise ClusterError(f"{command[0]} is not installed", "cluster/up.sh says how to get it.")
+    process = subprocess.Popen(
+        [program, *options, *command[1:]],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+        start_new_session=True,  # some kubectl is a program that starts another, and both are to end
+    )
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
-    except FileNotFoundError as error:
-        raise ClusterError(f"{command[0]} is not installed", "cluster/up.sh says how to get it.") from error
-    except subprocess.TimeoutExpired as error:
-        raise ClusterError(f"{said} did not answer within {seconds:g} s") from error
-    if done.returncode:
-        raise ClusterError(f"{said}: {' '.join(done.stderr.split())}")
-    return done.stdout
+        output, errors = process.communicate(timeout=seconds)
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise ClusterError(f"{said} did not answer within {seconds:g} s") from error
+        raise
+    if process.returncode:
+        raise ClusterError(f"{said}: {' '.join(errors.split())}")
+    return output
+
+
+def _lines(stream: IO[str], deadline: float) -> Iterator[str]:
+    """Each line when it comes. Raises `TimeoutError` when none comes, and the stream does not end, by the deadline."""
+    arrived: Queue[str | None] = Queue()
+
+    def read() -> None:
+        with suppress(ValueError):  # closed
+            for line in stream:
+                arrived.put(line)
+        arrived.put(None)
+
+    Thread(target=read, daemon=True).start()
+    while True:
+        try:
+            line = arrived.get(timeout=max(deadline - time.monotonic(), 0.01))
+        except Empty:
+            raise TimeoutError from None
+        if line is None:
+            return
+        yield line
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a script that still runs, with all of its session: politely, for it tidies up, and then not."""
+    if process.poll() is not None:
+        return
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(ENDING)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _toml(topology: Topology) -> str:

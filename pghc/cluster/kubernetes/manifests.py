@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import sys
-from argparse import ArgumentParser
-from collections.abc import Iterator, Mapping
+from argparse import ArgumentParser, FileType
+from base64 import b64decode
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from secrets import token_urlsafe
@@ -43,6 +46,9 @@ PART_OF = {"app.kubernetes.io/part-of": "pghc"}
 #: Kubernetes gives node ports from 30000 on. Ours are all fixed, so none is ever given to another Service.
 FIRST_NODE_PORT = 30000
 FIRST_GATEWAY_PORT = 10000
+
+#: An image that is the same wherever and whenever it is pulled.
+PINNED = re.compile(r"[^@\s]+@sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -216,6 +222,9 @@ def region_files(
         },
     }
     pinned = {"op": "add", "path": "/spec/template/spec/nodeSelector", "value": {REGION_LABEL: region.name}}
+    # A Job cannot be changed; with another image it is another one
+    job = f"setup-{sha256(images.pghc.encode()).hexdigest()[:10]}"
+    setup = {"op": "replace", "path": "/metadata/name", "value": job}
     replicas = {"op": "replace", "path": "/spec/replicas", "value": region.replicas}
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
@@ -245,6 +254,7 @@ def region_files(
         "patches": [
             {"target": {"kind": "StatefulSet|Deployment|Job"}, "patch": json.dumps([pinned])},
             {"target": {"kind": "StatefulSet", "name": "replica"}, "patch": json.dumps([replicas])},
+            {"target": {"kind": "Job", "name": "setup"}, "patch": json.dumps([setup])},
         ],
     }
     return {
@@ -260,12 +270,23 @@ def _list(items: list[Json]) -> str:
 
 
 def _image(name: str, image: str) -> Json:
+    new, digest = image.split("@", 1) if "@" in image else (image, "")
+    if digest:
+        return {"name": name, "newName": new, "digest": digest}
     new, tag = image.rsplit(":", 1)
     return {"name": name, "newName": new, "newTag": tag}
 
 
 def write(topology: Topology, overlay: Overlay, images: Images, manifests: Path, target: Path) -> None:
-    """Write a kustomization for ``kubectl apply -k`` in the place of ``target``: a directory a region."""
+    """Write a kustomization for ``kubectl apply -k`` in the place of ``target``: a directory a region.
+
+    Raises `BadInput` when an image that nodes will pull is not pinned.
+    """
+    if overlay == "cloud" and (loose := [each for each in vars(images).values() if not PINNED.fullmatch(each)]):
+        raise BadInput(
+            f"{', '.join(loose)}: a tag can come to mean another image, and each node pulls when it likes",
+            "Name each as REGISTRY/NAME@sha256:..., as `docker push` prints it.",
+        )
     shutil.rmtree(target, ignore_errors=True)
     for region in topology.regions:
         directory = target / region.name
@@ -287,13 +308,30 @@ def schema() -> str:
 
 
 def secret(region: str, values: Mapping[str, str]) -> Json:
-    """The region's passwords as a Secret, for standard input of ``kubectl create``."""
+    """The region's passwords as a Secret, for standard input of ``kubectl create``. Kubernetes refuses to change it."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": {"name": "pghc", "namespace": region, "labels": PART_OF},
+        "immutable": True,
         "stringData": dict(values),
     }
+
+
+def missing_secrets(topology: Topology, existing: Sequence[Json]) -> list[Json]:
+    """Secrets for the regions that have none among ``existing`` (as Kubernetes returns them), with the others' words.
+
+    The first time with new ones. Raises `BadInput` when regions have different passwords: no server could tell which.
+    """
+    have = {
+        each["metadata"]["namespace"]: {key: b64decode(value).decode() for key, value in each["data"].items()}
+        for each in existing
+        if each["metadata"]["name"] == "pghc" and each["metadata"]["namespace"] in topology.names
+    }
+    words = list(have.values()) or [new_passwords()]
+    if any(other != words[0] for other in words):
+        raise BadInput(f"the Secrets pghc of {', '.join(have)} differ", "Delete those that no server was made with.")
+    return [secret(region, words[0]) for region in topology.names if region not in have]
 
 
 def cut(topology: Topology, regions: int | None, replicas: int | None) -> Topology:
@@ -336,6 +374,9 @@ def main() -> None:
         command.add_argument("topology", metavar="FILE", type=Path)
         if name == "config":
             command.add_argument("--name", required=True)
+        if name == "secrets":
+            existing = "JSON of `kubectl get secrets -A -o json`: only what is missing there, nothing if all is there"
+            command.add_argument("--existing", type=FileType(), metavar="FILE", help=existing)
         if name == "write":
             command.add_argument("--overlay", choices=("kind", "cloud"), default="kind")
             command.add_argument("--images", nargs=3, required=True, metavar=("POSTGRES", "ZOOKEEPER", "PGHC"))
@@ -357,8 +398,9 @@ def main() -> None:
             case "names":
                 sys.stdout.write("\n".join(topology.names) + "\n")
             case "secrets":
-                passwords = new_passwords()
-                sys.stdout.write(_list([secret(region, passwords) for region in topology.names]))
+                existing = json.load(given.existing)["items"] if given.existing else []
+                if missing := missing_secrets(topology, existing):
+                    sys.stdout.write(_list(missing))
             case "write":
                 write(topology, given.overlay, Images(*given.images), given.manifests, given.target)
     except PghcError as error:

@@ -54,11 +54,11 @@ def view() -> View:
 
 
 def credentials(secret: Mapping[str, str]) -> Credentials:
-    """From the entries of the Secret ``pghc``."""
+    """From the entries of the Secret ``pghc``; a pod has only those that it needs."""
     return Credentials(
-        password=secret["password"],
-        admin_password=secret["admin-password"],
-        zookeeper_password=secret["zookeeper-password"],
+        password=secret.get("password", ""),
+        admin_password=secret.get("admin-password", ""),
+        zookeeper_password=secret.get("zookeeper-password", ""),
     )
 
 

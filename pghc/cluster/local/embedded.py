@@ -258,12 +258,19 @@ class Embedded:
             )
             assert child.stdin
             assert child.stdout
-            with suppress(BrokenPipeError), child.stdin as orders:
-                orders.write(json.dumps({"directory": str(self.directory), "tools": tools.to_json()}).encode() + b"\n")
-            with child.stdout as answer:
-                if not answer.readline():
-                    output.seek(begin)
-                    raise ClusterError(f"the supervisor did not start:\n{tail(output.read().decode(errors='replace'))}")
+            try:
+                with suppress(BrokenPipeError), child.stdin as orders:
+                    text = json.dumps({"directory": str(self.directory), "tools": tools.to_json()})
+                    orders.write(text.encode() + b"\n")
+                with child.stdout as answer:
+                    ready = answer.readline()
+            except BaseException:  # interrupted: nobody will ask it for anything
+                child.terminate()
+                child.wait(20)
+                raise
+            if not ready:
+                output.seek(begin)
+                raise ClusterError(f"the supervisor did not start:\n{tail(output.read().decode(errors='replace'))}")
 
     def _cluster_to_start(self) -> Cluster:
         cluster = self._files.cluster()

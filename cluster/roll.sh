@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Apply what `manifests write` has rendered into a directory: roll.sh DIRECTORY [kubectl's options, such as --context NAME]
+# A new world at once. A change region by region, each when the one before is ready again, the leader of ZooKeeper's ensemble last.
+# Passwords are made once. What did not change is not touched, and then nothing is printed. Run again, it goes on where it was.
+set -euo pipefail
+[ $# -gt 0 ] && [ -f "$1/kustomization.yaml" ] || { echo "Usage: $0 DIRECTORY [kubectl's options]" >&2; exit 2; }
+unset CDPATH KUBECTL_EXTERNAL_DIFF # another program's exit code says something else
+root=$(cd "$(dirname "$0")/.." && pwd)
+directory=$1; shift
+options=("$@")
+part=app.kubernetes.io/part-of=pghc setup=app.kubernetes.io/component=setup
+k() { timeout --foreground 720 kubectl "${options[@]}" "$@"; }
+pghc() { "$root/.venv/bin/python" -m pghc.cluster.kubernetes.manifests "$@"; }
+is_there() { [ "$(k get "$@" --ignore-not-found -o name)" ]; }
+
+mapfile -t regions < <(cd "$directory" && for each in */namespace.json; do echo "${each%/*}"; done)
+topology=$directory/${regions[0]}/topology/topology.json
+
+for region in "${regions[@]}"; do
+  is_there namespace "$region" || k apply -f "$directory/$region/namespace.json" >/dev/null
+done
+
+# By pipes only: never on a command line, in a file or in a log
+there=$(k get secrets -A -l $part -o json)
+missing=$(printf %s "$there" | pghc secrets "$topology" --existing -)
+[ ! "$missing" ] || printf %s "$missing" | k create -f - >/dev/null
+
+# Setup Jobs of other images are of no use any more, and one that failed would never be tried again
+k get jobs -A -l $part,$setup -o jsonpath='{range .items[*]}{.metadata.namespace} {.metadata.name} {.status.failed}{"\n"}{end}' |
+  while read -r region job failed; do
+    [ -f "$directory/$region/kustomization.yaml" ] || continue
+    if [ "$failed" ] || ! grep -qw -- "$job" "$directory/$region/kustomization.yaml"; then k delete job "$job" -n "$region" --wait >/dev/null; fi
+  done
+
+new=
+for region in "${regions[@]}"; do is_there statefulset zookeeper -n "$region" || new=yes; done
+if [ "$new" ]; then
+  echo "applying the manifests"
+  k apply -k "$directory" >/dev/null
+  exit
+fi
+
+# What `apply` says is no measure: it calls stateful sets "configured" when nothing of them changed
+if k diff -k "$directory" >/dev/null 2>&1; then exit; fi
+leads() { # leads REGION
+  k exec zookeeper-0 -n "$1" -- bash -c "exec 3<>/dev/tcp/127.0.0.1/2181 && echo srvr >&3 && timeout 3 grep -q 'Mode: leader' <&3" 2>/dev/null
+}
+first=() last=()
+for region in "${regions[@]}"; do if leads "$region"; then last+=("$region"); else first+=("$region"); fi; done
+[ ! -f "$directory/volumes.json" ] || k apply -f "$directory/volumes.json" >/dev/null
+for region in "${first[@]}" "${last[@]}"; do
+  if k diff -k "$directory/$region" >/dev/null 2>&1; then continue; fi
+  echo "applying what has changed in $region"
+  k apply -k "$directory/$region" >/dev/null
+  for each in $(k get statefulsets,deployments -n "$region" -l $part -o name); do
+    k rollout status "$each" -n "$region" --timeout 600s >/dev/null
+  done
+  k wait jobs -n "$region" -l $setup --for condition=complete --timeout 600s >/dev/null
+done
