@@ -90,7 +90,7 @@ def publisher(subscription_name: str) -> str:
 
 def subscriber(slot_name: str) -> str:
     """The region whose subscription takes a primary's rows by this slot."""
-    return re.sub(r"__\d+_\d+$", "", slot_name.removeprefix("to_")).replace("_", "-")
+    return re.sub(r"^(t\d+_\d+_)?to_", "", slot_name).replace("_", "-")
 
 
 def _subscriptions(store: Reader) -> list[tuple[int, str]]:

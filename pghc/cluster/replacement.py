@@ -234,7 +234,7 @@ def prepare(publisher: _Side, reader: _Side) -> None:
     """The slot by which ``reader`` will take ``publisher``'s rows, from now on or from where it had come before."""
     slot, first = slot_of(publisher, reader), settings.slot(reader.region, 0, 0)
     query = """select slot_name, wal_status <> 'lost' from pg_replication_slots where slot_type = 'logical'
-               and (slot_name = %s or slot_name ~ ('^' || %s || '__[0-9]+_[0-9]+$')) order by slot_name = %s"""
+               and (slot_name = %s or slot_name ~ ('^t[0-9]+_[0-9]+_' || %s || '$')) order by slot_name = %s"""
     with publisher.connected() as here:
         slots = dict(here.execute(query, (first, first, slot)).fetchall())
         if not slots.get(slot):
@@ -410,20 +410,22 @@ def restore(servers: Servers, say: Say = lambda _: None) -> None:
             continue
         view = servers.view(region.name)
         given_up = _given_up(view, primary)
-        logical = any(name.startswith("to_") for name in given_up)
-        if current[region.name].epoch or view.primary() != primary or logical:
+        if current[region.name].epoch or view.primary() != primary or any(given_up.values()):
             settle(servers, region.name, say)
         for name in region.databases:
             if name in lacking or settings.identifier(name) in given_up:
                 _copy(servers, name, region.name, say)
 
 
-def _given_up(view: View, primary: str) -> set[str]:
-    """Slots of a primary whose readers were too far behind. The log has what a region lacks; a replica is copied."""
-    query = "select slot_name from pg_replication_slots where wal_status = 'lost'"
+def _given_up(view: View, primary: str) -> dict[str, bool]:
+    """Slots of a primary whose readers were too far behind, and whether a region's, not a replica's.
+
+    The log has what a region lacks; a replica is copied.
+    """
+    query = "select slot_name, slot_type = 'logical' from pg_replication_slots where wal_status = 'lost'"
     try:
         with _connected(view, primary) as connection:
-            return {name for (name,) in connection.execute(query).fetchall()}
+            return dict(connection.execute(query).fetchall())
     except psycopg.Error as error:
         raise Unavailable(f"{primary} does not answer: {_message(error)}", "See `pghc status`", node=primary) from error
 

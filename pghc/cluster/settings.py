@@ -139,8 +139,8 @@ def slot(reader: str, publisher_epoch: int, reader_epoch: int) -> str:
 
     The first terms' is the plain one. `pghc.cluster.mesh.subscriber` is the inverse.
     """
-    terms = f"__{publisher_epoch}_{reader_epoch}" if publisher_epoch or reader_epoch else ""
-    return f"to_{identifier(reader)}{terms}"
+    terms = f"t{publisher_epoch}_{reader_epoch}_" if publisher_epoch or reader_epoch else ""
+    return f"{terms}to_{identifier(reader)}"
 
 
 def slots(topology: Topology, region: str) -> list[str]:
