@@ -1,6 +1,6 @@
 # Everything here runs in .venv, which makes itself. `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test check slow bench kind fix clean
+.PHONY: help demo lab watch test check slow bench kind fix clean
 PYTEST := .venv/bin/python -m pytest
 
 help: ## Say what can be made
@@ -11,6 +11,9 @@ demo: run ## The whole story in this terminal, in under two minutes
 
 lab: all ## JupyterLab on the lessons with the cluster running behind it; Ctrl-C stops both
 	@.venv/bin/pghc lab
+
+watch: all ## The regions alive, on a page of this machine; Ctrl-C stops page and cluster
+	@.venv/bin/pghc watch
 
 test: check ## Checks and all tests but the slow ones, on real servers: a few minutes
 	$(PYTEST) -m "not slow and not kind"

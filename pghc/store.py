@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
@@ -20,7 +20,7 @@ import psycopg
 from kazoo.exceptions import KazooException
 from kazoo.handlers.threading import KazooTimeoutError
 from psycopg import errors as pg
-from psycopg import sql
+from psycopg import pq, sql
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
@@ -56,6 +56,21 @@ class Cursor(NamedTuple):
     def place(self) -> tuple[int, int]:
         """What only grows in a region: a new chain begins at a position above those of the one before."""
         return self.chain, self.position
+
+
+#: For options that libpq has a variable for, but no default that it would take as a value.
+_NEUTRAL = {"sslcertmode": "disable", "min_protocol_version": "3.0", "max_protocol_version": "3.0"}
+
+
+def complete(conninfo: Mapping[str, str | int]) -> dict[str, Any]:
+    """psycopg's connection arguments: options not in ``conninfo`` are as compiled, whatever the environment says.
+
+    This is about libpq's variables, whichever this version has. ``PGSERVICE`` cannot be overridden so, nor can those
+    that set a session's parameters: `pghc.cluster.surroundings.prepare` removes them.
+    """
+    options = {each.keyword.decode(): each.compiled for each in pq.Conninfo.get_defaults() if each.envvar}
+    del options["service"]
+    return {name: _NEUTRAL.get(name, (value or b"").decode()) for name, value in options.items()} | dict(conninfo)
 
 
 class Ends(NamedTuple):
@@ -116,7 +131,7 @@ class Reader:
         )
 
     def _conninfo(self, node: str) -> dict[str, Any]:
-        return dict(self.view.conninfo(node, admin=self._admin))
+        return complete(self.view.conninfo(node, admin=self._admin))
 
     def _suspect(self) -> None:
         """The server did not answer."""

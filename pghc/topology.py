@@ -240,6 +240,10 @@ class Credentials:
     zookeeper_password: str = field(default="", repr=False)
 
 
+#: How everybody connects, clients and servers. Connections stay on loopback or among pods, and no password is shown.
+LIBPQ = {"sslmode": "disable", "gssencmode": "disable", "require_auth": "scram-sha-256"}
+
+
 @dataclass(frozen=True)
 class View:
     """What the clients of one region see of the cluster.
@@ -266,7 +270,10 @@ class View:
         return ",".join(str(self.addresses[self.topology.region(name).zookeeper]) for name in order)
 
     def conninfo(self, node: str, *, admin: bool = False) -> dict[str, str | int]:
-        """psycopg's connection arguments for a Postgres node, as the application's role or the superuser."""
+        """Connection options for a Postgres node, as the application's role or the superuser.
+
+        Of the options that it does not name libpq takes some from the environment: see `pghc.store.complete`.
+        """
         address, who = self.addresses[node], self.credentials
         return {
             "host": address.host,
@@ -275,6 +282,7 @@ class View:
             "user": who.admin if admin else who.user,
             "password": who.admin_password if admin else who.password,
             "connect_timeout": 5,
+            **LIBPQ,
         }
 
     def to_dict(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ SWAGGER = f"{NOTHING}; script-src 'self'; style-src 'self' 'unsafe-inline'; img-
 
 DOCS = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>PGHC: the interface</title>
-<link rel="stylesheet" href="/docs/swagger-ui.css">
+<link rel="icon" href="data:,"><link rel="stylesheet" href="/docs/swagger-ui.css">
 <div id="interface"></div>
 <script src="/docs/swagger-ui-bundle.js"></script>
 <script src="/docs/begin.js"></script>

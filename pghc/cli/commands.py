@@ -9,8 +9,10 @@ import logging
 import os
 import sqlite3
 import sys
+import threading
+import webbrowser
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,9 +28,11 @@ from pghc.cli.demo import tell
 from pghc.cli.terminal import out, put_error, put_json, put_table, put_verdict
 from pghc.cluster import BACKENDS, Backend, CanReplace, default_directory, open_backend
 from pghc.cluster.local.embedded import Embedded
+from pghc.cluster.surroundings import place
 from pghc.errors import BadInput, ClusterError, PghcError
 from pghc.faults.injection import Faults
 from pghc.faults.trials import trial
+from pghc.live import show
 from pghc.store import Primary, Store
 from pghc.topology import View, load
 from pghc.verify import history
@@ -487,12 +491,54 @@ def demo(
     ] = None,
 ) -> None:
     """Tell the whole story in this terminal: break causality, repair it. Exit code 0 only if both were shown."""
-    place = directory or default_directory().with_name(f"demo-{os.getpid()}")
-    if place.exists():
-        raise BadInput(f"{place} exists, and the demo would delete it", "Choose another --dir.")
+    chosen = place(directory or default_directory().with_name(f"demo-{os.getpid()}"))
+    if chosen.exists():
+        raise BadInput(f"{chosen} exists, and the demo would delete it", "Choose another --dir.")
     interrupts.leaves("the demo's cluster is deleted")
-    told = tell(Embedded(place, owner=True), 0 if fast or not out.is_terminal else 1)
+    told = tell(Embedded(chosen, owner=True), 0 if fast or not out.is_terminal else 1)
     raise typer.Exit(0 if told else 1)
+
+
+@app.command()
+def watch(
+    replay: Annotated[
+        Path | None, typer.Option(help="Play this history instead; needs no cluster. The page saves such files.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Of the page, on loopback. 0: any free one.")] = 0,
+    browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
+    backend: Where = "embedded",
+    directory: Directory = None,
+) -> None:
+    """See the regions run, on a page of this machine: writes travel, chains break, links are cut by your own hand.
+
+    The address holds the token without which nobody may look or press a button. Ctrl-C ends the page; a cluster that
+    ran already is left running.
+    """
+    try:
+        from pghc.live.page import Server
+    except ImportError as error:
+        raise ClusterError(f"the page lacks a package: {error}", "Install it: pip install 'pghc[api]'") from error
+
+    def tell(address: str) -> None:
+        out.print(f"The page: {address}\nCtrl-C ends it.", markup=False)
+        if browser:
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
+    if replay:
+        Server(show.replay(replay), port, tell).run()
+        return
+    cluster, ours = _attach(backend, directory)
+    try:
+        terminal.start(cluster)
+        if ours:
+            interrupts.leaves("the cluster is stopped again")
+        with closing(show.watch(cluster)) as shown:
+            Server(shown, port, tell).run()
+    finally:
+        interrupts.install()  # the page's server has put its own handlers in their place
+        if ours:
+            with interrupts.held(), terminal.bar("stopping the cluster"):
+                cluster.down()
 
 
 @app.command()
@@ -513,13 +559,10 @@ def lab(
         raise ClusterError(f"the lessons lack a package: {error}", "Install it: pip install 'pghc[lab]'") from error
     if not lessons.is_dir():
         raise BadInput(f"there is no directory {lessons}", "Run this where the repository is, or name the directory.")
-    cluster = open_backend(backend, directory)
-    ours = backend == "embedded" and not cluster.status().running
-    if ours:
-        cluster = Embedded(directory or default_directory(), owner=True)
+    cluster, ours = _attach(backend, directory)
     os.environ["PGHC_BACKEND"] = backend  # for the notebooks' kernels
     if directory:
-        os.environ["PGHC_DIR"] = str(directory.absolute())
+        os.environ["PGHC_DIR"] = str(place(directory))
     trust(lessons)
     settings = {
         "ServerApp.ip": "127.0.0.1",
@@ -540,6 +583,7 @@ def lab(
         if ours:
             interrupts.leaves("the cluster is stopped again")
         out.print(f"The cluster runs. Ctrl-C stops JupyterLab{' and the cluster' if ours else ''}.")
+        out.print("To see it run: lab.watch() in a notebook, or `pghc watch` in another terminal.")
         LabApp.launch_instance([f"--{name}={value}" for name, value in settings.items()])
     finally:
         interrupts.install()  # JupyterLab has put its own handlers in their place
@@ -573,6 +617,15 @@ def trust(lessons: Path) -> None:
         terminal.err.print(f"lessons show their tables only once they have run: {error}", style="dim", markup=False)
     finally:
         notary.store.close()
+
+
+def _attach(backend: str, directory: Path | None) -> tuple[Backend, bool]:
+    """The cluster; and whether it is started here, and so must end with this program."""
+    cluster = open_backend(backend, directory)
+    ours = backend == "embedded" and not cluster.status().running
+    if ours:
+        cluster = Embedded(directory or default_directory(), owner=True)
+    return cluster, ours
 
 
 def _view(cluster: Backend, region: str | None) -> View:

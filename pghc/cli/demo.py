@@ -154,6 +154,7 @@ class Demo:
     def farewell(self) -> None:
         self.title("Where to go next")
         for command, what in (
+            ("make watch", "the regions alive, on a page: break it with your own hands"),
             ("make lab", "the lessons: break it, predict, repair, in a notebook"),
             (".venv/bin/pghc up", "a cluster of your own; then append, tail, verify, run; down stops it"),
             (".venv/bin/pghc --help", "what else can be typed"),

@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Literal, Protocol, cast, runtime_checkable
 
+from pghc.cluster import surroundings
 from pghc.cluster.wan import LinkState, LinkStatus
 from pghc.errors import BadInput
 from pghc.topology import Role, Topology, View
@@ -139,17 +140,20 @@ def open_backend(
     """The backend of that name; nothing is started.
 
     ``directory`` keeps clusters apart; without one ``PGHC_DIR``, else a place of this user's. ``topology``: for a
-    cluster that is yet to be made; an existing one knows its own. Raises `BadInput`.
+    cluster that is yet to be made; an existing one knows its own. This process is freed of what its surroundings would
+    do to the cluster (see `surroundings.prepare`). Raises `BadInput`.
     """
     if name not in BACKENDS:
         raise BadInput(f"there is no backend {name!r}", f"The backends are {', '.join(BACKENDS)}.")
+    surroundings.prepare()
     module = import_module(BACKENDS[name])
-    return cast(Backend, module.make(Path(directory or default_directory()).expanduser(), topology))
+    chosen = default_directory() if directory is None else surroundings.place(directory)
+    return cast(Backend, module.make(chosen, topology))
 
 
 def default_directory() -> Path:
     if chosen := os.environ.get("PGHC_DIR"):
-        return Path(chosen)
+        return surroundings.place(chosen)
     if os.geteuid() == 0:  # root's home is closed to the user that runs the servers
         return Path("/var/lib/pghc/default")
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "pghc"
+    return surroundings.place(os.environ.get("XDG_STATE_HOME") or "~/.local/state") / "pghc"

@@ -40,6 +40,7 @@ from pghc.cluster.mesh import subscription
 from pghc.errors import BadInput, ClusterError, PghcError, Unavailable
 from pghc.sequencer import APPLIED, Sequencer
 from pghc.store import BoundedConnection, Reader, Store
+from pghc.store import complete as arguments_of
 from pghc.terms import Term
 from pghc.topology import Topology, View
 from pghc.writers.log import fold
@@ -451,8 +452,7 @@ def _zookeeper(view: View) -> Iterator[Client]:
 
 @contextmanager
 def _connected(view: View, node: str) -> Iterator[Connection]:
-    arguments: dict[str, Any] = view.conninfo(node, admin=True)
-    with BoundedConnection.connect(**arguments, autocommit=True) as connection:
+    with BoundedConnection.connect(**arguments_of(view.conninfo(node, admin=True)), autocommit=True) as connection:
         connection.seconds = PATIENCE
         yield connection
 

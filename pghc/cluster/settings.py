@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pghc.topology import Address, Node, Topology
+from pghc.topology import LIBPQ, Address, Node, Topology
 
 ADMIN = "pghc_admin"
 APPLICATION = "pghc"
@@ -107,9 +107,9 @@ def service_file(addresses: Mapping[str, Address]) -> str:
 
     Replication ignores connect_timeout; a host that is gone without a word would be waited for for two minutes.
     """
-    timeouts = "connect_timeout=5\ntcp_user_timeout=5000\n"
+    fixed = "".join(f"{name}={value}\n" for name, value in LIBPQ.items()) + "connect_timeout=5\ntcp_user_timeout=5000\n"
     return "".join(
-        f"[{name}]\nhost={at.host}\nport={at.port}\ndbname={DATABASE}\nuser={REPLICATOR}\n{timeouts}\n"
+        f"[{name}]\nhost={at.host}\nport={at.port}\ndbname={DATABASE}\nuser={REPLICATOR}\n{fixed}\n"
         for name, at in addresses.items()
     )
 
@@ -228,8 +228,9 @@ JVM = (
 #: each other, and here each region has its own way, by the WAN.
 JVM_REMEMBERS = ("-Dzookeeper.db.autocreate=false",)
 
-#: One arena for malloc: the heap of Java's threads is not there.
-JVM_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
+#: One arena for malloc: the heap of Java's threads is not there. The locale is how Java learns to read names of files,
+#: such as its jars in a home directory.
+JVM_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "LC_ALL": "C.UTF-8"}
 
 #: As for Postgres: safe against the death of the process, not of the machine.
 JVM_NOT_DURABLE = ("-Dzookeeper.forceSync=no",)

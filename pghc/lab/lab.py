@@ -31,6 +31,8 @@ from pghc.cluster.mesh import wait_for_mesh
 from pghc.errors import NotRunning, PghcError
 from pghc.faults.injection import Faults
 from pghc.lab.figures import Figures
+from pghc.live import show
+from pghc.live.widget import Watch
 from pghc.store import Primary, Reader
 from pghc.topology import Topology, View
 from pghc.verify.audit import audit, audit_regions
@@ -85,6 +87,10 @@ class Lab:
     def plot(self) -> Figures:
         """Figures of the cluster and of runs on it."""
         return Figures(self.backend)
+
+    def watch(self) -> Watch:
+        """The regions as they run, with faults at one's fingertips: the page of ``pghc watch`` as a widget."""
+        return Watch(show.watch(self.backend))
 
     # What there is
 

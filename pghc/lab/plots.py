@@ -82,7 +82,7 @@ def world(topology: Topology, round_trips_ms: Mapping[Pair, float]) -> Plot:
     """A map of the regions, with the measured round trip of each pair beside what light in a fibre would need."""
     plot = Plot(9, 4.6)
     axes = plot.subplots()
-    for outline in tomllib.loads(files("pghc.lab").joinpath("coastlines.toml").read_text()).values():
+    for outline in tomllib.loads(files("pghc").joinpath("coastlines.toml").read_text()).values():
         axes.fill(outline[::2], outline[1::2], facecolor="#E9E6DF", edgecolor="#CFCABF", linewidth=0.6)
     words = []
     for pair in combinations(topology.names, 2):
@@ -567,7 +567,7 @@ def _comparison(rungs: Sequence[Rung]) -> str:
         return "No writer is right"
     best, least = max(right, key=lambda r: r.rate), min(right, key=lambda r: r.rate)
     if best is least:
-        return f"Only {best.name} is right"
+        return f"Only {best.name} is right" if len(rungs) > 1 else f"{best.name} is right"
     times = best.rate / least.rate
     return f"Of the right ones, {best.name} is {times:,.{0 if times >= 10 else 1}f} times as fast as {least.name}"
 

@@ -42,6 +42,8 @@ def main() -> None:
             word, _, argument = line.decode().strip().partition(" ")
             if word == "die":
                 doom.append(argument)
+            elif word == "end":
+                clients.end = 0.0
             elif word == "break":
                 _break_connection(writer)
             elif word == "pause":

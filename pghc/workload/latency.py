@@ -10,6 +10,7 @@ from uuid import uuid4
 import psycopg
 
 from pghc.errors import ClusterError
+from pghc.store import complete
 from pghc.topology import Pair, View
 from pghc.zookeeper import connect
 
@@ -20,9 +21,9 @@ def round_trips(views: Mapping[str, View], times: int = 5) -> dict[Pair, float]:
     def trip(pair: Pair) -> float:
         source, target = pair
         view = views[source]
-        arguments = view.conninfo(view.primary(target))
+        arguments = complete(view.conninfo(view.primary(target)))
         took = []
-        with psycopg.connect(**arguments, autocommit=True) as connection:  # type: ignore[arg-type]
+        with psycopg.connect(**arguments, autocommit=True) as connection:
             for _ in range(times):
                 start = time.perf_counter()
                 connection.execute("select 1")

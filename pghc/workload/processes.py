@@ -17,6 +17,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any, Self
 
+from pghc.cluster.surroundings import python_environment
 from pghc.errors import ClusterError
 from pghc.topology import View
 from pghc.workload.clients import Job
@@ -66,8 +67,10 @@ class ClientProcesses:
         return self._ended.wait(seconds)
 
     def end(self) -> None:
-        """Tell all who `wait` that the run is over."""
+        """Let the clients begin nothing more, and tell all who `wait`."""
         self._ended.set()
+        for lives in self._crews:
+            lives[-1].tell("end")
 
     @property
     def counts(self) -> Counter[str]:
@@ -148,7 +151,7 @@ class _Process:
         self._error = ""
         self._news = threading.Condition()
         command = [sys.executable, "-m", "pghc.workload.child"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0)
+        self._process = _started(command)
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
         try:
@@ -218,7 +221,7 @@ class ChainBeginner:
 
     def __init__(self, views: Sequence[View]) -> None:
         command = [sys.executable, "-m", "pghc.workload.beginner"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0)
+        self._process = _started(command)
         try:
             _send(self._process, list({view.region: view for view in views}.values()))
         except BaseException:
@@ -245,6 +248,11 @@ class ChainBeginner:
                 "Begin it again, as `pghc run` does: regions may hold different chains",
             ) from error
         return began, ended
+
+
+def _started(command: list[str]) -> subprocess.Popen[bytes]:
+    pipe, env = subprocess.PIPE, python_environment()
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, process_group=0, env=env)
 
 
 def _send(process: subprocess.Popen[bytes], what: object) -> None:

@@ -286,7 +286,7 @@ def _record_finals(path: Path, views: Sequence[View], behind: dict[str, str], le
                         recorder.final(view.region, store.node, now.chain(), now.requests(), **held)
                 except Unavailable as error:
                     behind[view.region] = f"could not be read in the end: {error.what}"
-                    node = view.topology.region(view.region).primary
+                    node = view.primary()
                     recorder.final(view.region, node, (), caught_up=False, alone=alone)
         lease.check()
         if lease.alone == alone:

@@ -8,22 +8,25 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from copy import copy
+from dataclasses import replace
 from itertools import cycle
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 from uuid import UUID, uuid4
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from kazoo.exceptions import ConnectionLoss, RolledBackError
+from kazoo.exceptions import CancelledError, ConnectionLoss, RolledBackError
 
 from pghc import writers
 from pghc.chain import Row
 from pghc.errors import ClusterError, Conflict, Indefinite, PghcError, Unavailable, WrongKind
+from pghc.mutex import Mutex
 from pghc.sequencer import Entry, Segment, Sequencer
 from pghc.store import Cursor
 from pghc.topology import Credentials, View, load
@@ -56,7 +59,7 @@ MAY_RAISE = {
     "connect": [Unavailable("connect")],
     "ordering": [Unavailable("ordering"), ClusterError("ordering"), WrongKind("ordering")],
     "take": [Unavailable("take"), ClusterError("take"), Indefinite("take")],
-    "take_async": [ConnectionLoss(), RuntimeError("a defect")],
+    "take_async": [ConnectionLoss(), RuntimeError("a defect"), RolledBackError()],
     "await_room": [Unavailable("the log is full")],
     "next_segment": [Unavailable("next_segment"), ClusterError("next_segment")],
     "read": [Unavailable("read"), ClusterError("read")],
@@ -193,6 +196,8 @@ class World:
             self.call("take_async", None, lambda: self.append(entry))
         except ConnectionLoss as error:
             return self.segment, Answer(None, error)
+        except RolledBackError as error:  # this segment has ended
+            return self.segment, Answer([error])
         return self.segment, Answer([True, self.segment.node(self.segment.base + len(self.log))])
 
     def append(self, entry: Entry) -> int:
@@ -279,9 +284,30 @@ def outcome(writer: Any, request: str, timeout: float) -> Row | BaseException:
     return row
 
 
+SLOWLY = Fault(None, False, 1)
+#: What was found once: the caller gave up before the sender went on; a lost reply, and then a refusal; an insert that
+#: is refused after its number was taken.
+FOUND = [
+    [("cursor", SLOWLY)],
+    [("ordering", SLOWLY)],
+    [("await_room", SLOWLY)],
+    [
+        ("apply", Fault(Unavailable("apply"), False, 99)),
+        ("take_async", Fault(ConnectionLoss(), True, 1)),
+        ("take_async", Fault(RolledBackError(), False, 1)),
+        ("next_segment", Fault(ClusterError("the log is gone"), False, 99)),
+    ],
+    [("take_async", Fault(ConnectionLoss(), False, 1))],
+    [("insert", Fault(Conflict("insert"), False, 99))],
+    [("insert", Fault(Unavailable("insert"), False, 1))],
+    [("wait_for", Fault(RuntimeError("a defect"), False, 99))],
+    [("apply", Fault(Unavailable("apply"), False, 99))],
+]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_after_the_first_byte_that_may_have_reached_the_log_every_error_is_indefinite(name: str) -> None:
-    @settings(max_examples=60)
+    @settings(max_examples=40)
     @given(scripts)
     def check(script: list[tuple[str, Fault]]) -> None:
         world, request = World(), str(uuid4())
@@ -293,12 +319,16 @@ def test_after_the_first_byte_that_may_have_reached_the_log_every_error_is_indef
             there = world.holds(request)
             if not isinstance(answer, Row) and any(not fault.error for _, fault in script):
                 time.sleep(SLOW)
+        asked = {request, *OTHERS.requests}
+        assert all({*entry.requests} <= asked for entry in world.log), "what is sent again is sent as it was"
         if isinstance(answer, Row):
             assert world.rows[request] == answer
         elif there:
             assert isinstance(answer, Indefinite), f"{answer!r}, and it is there"
         assert there or not world.holds(request), "what was not there when the error came never gets there"
 
+    for script in FOUND:
+        check = example(script)(check)
     check()
 
 
@@ -341,6 +371,54 @@ def test_a_sender_goes_on_after_whatever_has_failed() -> None:
         assert writer.append(str(uuid4()), 5).zk_id == 1
 
 
+def test_a_call_that_gives_up_strands_no_other_of_the_same_request() -> None:
+    world, request = World(), str(uuid4())
+    with opened("causal", world) as writer, ThreadPoolExecutor() as pool:
+        world.script = World([("known", Fault(None, False, 1))]).script
+        short, long = pool.submit(outcome, writer, request, 0.1), pool.submit(outcome, writer, request, 5)
+        assert isinstance(short.result(), Indefinite)
+        assert long.result() == world.rows[request]
+    assert len(world.log) == 1, "they shared one entry"
+
+
+def test_a_writer_waits_longer_than_the_slowest_link_of_its_own_topology_takes() -> None:
+    for milliseconds in (1, 95, 1500):
+        topology = load()
+        slow = replace(topology, delays_ms=dict.fromkeys(topology.delays_ms, float(milliseconds)))
+        assert causal.patience(slow) > 2 * milliseconds / 1000
+
+
+# The lock
+
+
+@pytest.mark.parametrize(
+    ("answers", "had"), [([True], True), ([False], False), ([ConnectionLoss()], False), ([CancelledError()], False)]
+)
+def test_a_lock_is_held_only_if_it_was_had(answers: list[Any], had: bool) -> None:
+    lock = SimpleNamespace(acquire=Mock(side_effect=answers), release=Mock(), cancel=Mock())
+    mutex = Mutex.__new__(Mutex)
+    mutex.region, mutex._path = "us-east", "/lock"
+    mutex.client = SimpleNamespace(Lock=lambda *_: lock)
+    inside = []
+    with nullcontext() if had else pytest.raises(Unavailable, match="nothing was written"), mutex.hold(0.2):
+        inside.append(True)
+    assert bool(inside) == had == lock.release.called
+
+
+def test_a_lock_that_is_had_too_late_is_given_back() -> None:
+    late = threading.Event()
+    lock = SimpleNamespace(acquire=lambda timeout: late.wait(5), release=Mock(), cancel=late.set)
+    mutex = Mutex.__new__(Mutex)
+    mutex.region, mutex._path = "us-east", "/lock"
+    mutex.client = SimpleNamespace(Lock=lambda *_: lock)
+    with pytest.raises(Unavailable), mutex.hold(0.1):
+        pytest.fail("it was not had")
+    deadline = time.monotonic() + 5
+    while not lock.release.called:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 # The log
 
 
@@ -348,6 +426,9 @@ created = st.sampled_from(["created", "lost before", "lost after", "ended"])
 trouble = st.sampled_from([None, Unavailable("no quorum"), ClusterError("the log is gone")])
 
 
+@settings(max_examples=300)
+@example(["created"], [None, ClusterError("the log is gone"), None, None, None, None], True)
+@example(["lost after"], [None, ClusterError("the log is gone"), None, None, None, None], False)
 @given(st.lists(created, min_size=1, max_size=4), st.lists(trouble, min_size=6, max_size=6), st.booleans())
 def test_a_position_is_refused_for_certain_only_if_nothing_was_created(
     creations: list[str], troubles: list[PghcError | None], last: bool

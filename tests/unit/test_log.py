@@ -22,6 +22,7 @@ from pghc.writers import NAMES, broadcast, causal
 from pghc.writers.log import fold
 
 NODES = ("us-east-primary", "eu-west-primary", "ap-south-primary")
+REQUEST = "018f2a6e-5c1b-7d3e-9f00-0123456789ab"
 requests = st.integers(0, 12).map(lambda n: str(UUID(int=n)))
 appends = st.builds(Entry, st.sampled_from(NODES), st.lists(requests, max_size=4).map(tuple), begins=st.just(False))
 entries = st.lists(appends | st.just(VOID), max_size=12)
@@ -91,6 +92,12 @@ def test_whatever_stands_in_the_log_is_an_entry_for_everybody(data: bytes) -> No
     entry = Entry.decode(data)
     assert entry in (VOID, BEGIN) or (Entry.decode(entry.encode()) == entry and entry.node_id)
     assert all(canonical(request) == request for request in entry.requests)
+
+
+@pytest.mark.parametrize("requests", [["hello"], "5e0c", [REQUEST.upper()], [REQUEST, REQUEST[1:]], [None], [7], {}])
+def test_an_entry_with_a_request_id_that_is_none_is_void_for_everybody(requests: object) -> None:
+    assert Entry.decode(json.dumps({"node_id": NODES[0], "requests": [REQUEST]}).encode()) != VOID
+    assert Entry.decode(json.dumps({"node_id": NODES[0], "requests": requests}).encode()) == VOID
 
 
 @given(entries, st.integers(0, 12))

@@ -36,6 +36,7 @@ from pghc.cluster.kubernetes.pods import HELD, credentials
 from pghc.cluster.local.deployment import ask_api, ask_zookeeper
 from pghc.cluster.wan import LinkState, LinkStatus
 from pghc.errors import BadInput, ClusterError, NotRunning
+from pghc.store import complete
 from pghc.topology import Address, Node, Topology, View
 
 Json = dict[str, Any]
@@ -554,7 +555,7 @@ def _answers(server: Node, view: View) -> tuple[bool, str]:
             case "api":
                 return asyncio.run(asyncio.wait_for(ask_api(address), GLANCE))["reads"], ""
             case _:
-                arguments: Any = view.conninfo(server.name) | {"connect_timeout": 2}
+                arguments = complete(view.conninfo(server.name)) | {"connect_timeout": 2}
                 with psycopg.connect(**arguments, autocommit=True) as connection:
                     connection.execute("select 1")
                 return True, ""

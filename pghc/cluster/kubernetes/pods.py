@@ -24,6 +24,7 @@ from pghc.cluster import settings
 from pghc.cluster.kubernetes.manifests import CONTROL_PORT, PORTS, client_port, gateway_ports, schema
 from pghc.cluster.wan import Wan
 from pghc.errors import BadInput, ClusterError, PghcError
+from pghc.store import complete
 from pghc.topology import Address, Credentials, Topology, View
 
 SETTINGS = Path("/etc/pghc")
@@ -104,7 +105,7 @@ def _verifiers(connection: psycopg.Connection[Any], here: View) -> tuple[str, st
 
 
 def _connect(conninfo: dict[str, str | int], deadline: float) -> psycopg.Connection[Any]:
-    arguments: dict[str, Any] = dict(conninfo)
+    arguments = complete(conninfo)
     return _until(deadline, lambda: psycopg.connect(**arguments, autocommit=True))
 
 

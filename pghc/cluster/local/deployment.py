@@ -25,8 +25,10 @@ from pghc.cluster.local.directory import Cluster
 from pghc.cluster.local.fetch import Tools
 from pghc.cluster.local.processes import Command, Process, Processes
 from pghc.cluster.settings import ZooKeeperAddresses
+from pghc.cluster.surroundings import environment, python_environment
 from pghc.cluster.wan import Wan
 from pghc.errors import ClusterError
+from pghc.store import complete
 from pghc.topology import Address, Node, Role, Topology, View
 
 #: The ports that a node of each role listens on; the first is the one that clients dial.
@@ -121,7 +123,7 @@ class Deployment:
     def command(self, node: Node) -> Command:
         """How to start that node."""
         if node.role == "api":  # as ourselves: another user may not reach our packages
-            return Command([sys.executable, "-m", API_MODULE, self._orders(node)], self.data, os.environ)
+            return Command([sys.executable, "-m", API_MODULE, self._orders(node)], self.data, python_environment())
         return self._zookeeper(node) if node.role == "zookeeper" else self._postgres(node.region, self.data / node.name)
 
     def _postgres(self, region: str, directory: Path) -> Command:
@@ -140,14 +142,14 @@ class Deployment:
         )
 
     def _zookeeper(self, node: Node) -> Command:
-        directory = self.data / node.name
+        directory = self.data / node.name  # it works there: no setting of it holds the directory's name
         classpath = os.pathsep.join(map(str, self._tools.classpath))
         hasty = () if self._cluster.durable else settings.JVM_NOT_DURABLE
         options = [*settings.JVM, *hasty, *settings.JVM_REMEMBERS, "-cp", classpath]
         if self._tools.classes:  # at the address that it was made for, else its pages are not shared
             archive = f"-XX:SharedArchiveFile={self._tools.classes}"
             options += [archive, "-XX:+UnlockDiagnosticVMOptions", "-XX:ArchiveRelocationMode=0"]
-        argv = [str(self._tools.java), *options, settings.ZOOKEEPER_MAIN, str(directory / "zoo.cfg")]
+        argv = [str(self._tools.java), *options, settings.ZOOKEEPER_MAIN, "zoo.cfg"]
         return Command(argv, directory, {"PATH": os.defpath, **settings.JVM_ENVIRONMENT}, self._tools.uid)
 
     # Files
@@ -211,7 +213,7 @@ class Deployment:
             directory = self.data / region.zookeeper
             if not directory.exists():  # without "initialize": see JVM_REMEMBERS
                 self._make_zookeeper(region.zookeeper)
-            self._write(directory / "zoo.cfg", settings.zoo_cfg(self.topology, str(directory), zookeepers))
+            self._write(directory / "zoo.cfg", settings.zoo_cfg(self.topology, "./.", zookeepers))
             self._write(directory / "myid", f"{self._ids[region.name]}\n")
         for node in self.nodes:
             if node.role == "api":
@@ -286,7 +288,7 @@ class Deployment:
             lock = directory / "postmaster.pid"
             pid = int(lock.read_text().split()[0])
             command = Path(f"/proc/{pid}/cmdline")
-            if command.exists() and str(directory).encode() not in command.read_bytes():
+            if command.exists() and os.fsencode(directory) not in command.read_bytes():
                 lock.unlink()
 
     def _write(self, path: Path, text: str) -> None:
@@ -366,9 +368,9 @@ class Deployment:
             raise ClusterError(f"{node.name}: {str(error) or 'no answer'}", node=node.name) from error
 
     async def _run(
-        self, argv: Sequence[str | Path], log: Path, what: str, env: Mapping[str, str] | None = None
+        self, argv: Sequence[str | Path], log: Path, what: str, more: Mapping[str, str] | None = None
     ) -> None:
-        env = env or {"LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath)}
+        env = environment() | {"LC_ALL": "C"} | dict(more or {})
         try:
             process = await self._processes.run(Command(argv, self.data, env, self._tools.uid), log, PATIENCE)
         except TimeoutError:
@@ -382,15 +384,10 @@ class Deployment:
     @asynccontextmanager
     async def connection(self, node: Node, database: str = settings.DATABASE) -> Any:
         """A superuser's connection to a node, direct."""
-        connection = await psycopg.AsyncConnection.connect(
-            host="127.0.0.1",
-            port=self.ports[node.name]["postgres"],
-            dbname=database,
-            user=settings.ADMIN,
-            password=self._cluster.credentials.admin_password,
-            connect_timeout=5,
-            autocommit=True,
-        )
+        here = {node.name: self._direct(node.name, "postgres")}
+        admin = View(node.region, self.topology, here, self._cluster.credentials).conninfo(node.name, admin=True)
+        arguments = complete(admin | {"dbname": database})
+        connection = await psycopg.AsyncConnection.connect(**arguments, autocommit=True)
         async with connection:
             yield connection
 

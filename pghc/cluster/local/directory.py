@@ -51,11 +51,12 @@ class ClusterDirectory:
         self._supervisor = self.directory / "supervisor.json"
 
     def make(self) -> None:
-        """The directory itself; others may pass it on their way to data, and see nothing."""
+        """The directory itself, and its parents; root's servers may pass on their way to data, and see nothing."""
         try:
-            if not self.directory.exists():
-                self.directory.mkdir(parents=True)
-                self.directory.chmod(0o711 if os.geteuid() == 0 else 0o700)
+            for step in reversed([self.directory, *self.directory.parents]):
+                if not step.exists():
+                    step.mkdir()
+                    step.chmod(0o711 if os.geteuid() == 0 else 0o700)  # whatever the user's mask is
             self.logs.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise _failed("make", self.directory, error) from error

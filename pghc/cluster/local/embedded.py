@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -25,12 +26,13 @@ import psycopg
 
 from pghc import errors
 from pghc import topology as topologies
-from pghc.cluster import NodeStatus, Progress, Status, replacement, settings
+from pghc.cluster import NodeStatus, Progress, Status, replacement, settings, surroundings
 from pghc.cluster.local import fetch, processes
 from pghc.cluster.local.deployment import ask_api, ask_zookeeper, nodes_to_run, tail
 from pghc.cluster.local.directory import Cluster, ClusterDirectory, is_alive
 from pghc.cluster.wan import LinkState, LinkStatus
 from pghc.errors import ClusterError, NotRunning, PghcError
+from pghc.store import complete
 from pghc.topology import Address, Node, Topology, View
 
 #: Seconds: the longest silence of a supervisor that is at work, and of one that is asked a question.
@@ -70,7 +72,7 @@ class Embedded:
         durable: bool | None = None,
     ) -> None:
         self.durable = durable
-        self._files = ClusterDirectory(Path(directory))
+        self._files = ClusterDirectory(surroundings.place(directory))
         self._wanted = topology
         self._owner = owner
         self._leash: socket.socket | None = None
@@ -225,6 +227,8 @@ class Embedded:
     # The supervisor
 
     def _start_supervisor(self, progress: Progress) -> dict[str, Any]:
+        surroundings.prepare()
+        surroundings.check_limits()
         cluster = self._cluster_to_start()
         if self.durable is not None:
             cluster = replace(cluster, durable=self.durable)
@@ -244,7 +248,6 @@ class Embedded:
     def _launch(self, tools: fetch.Tools) -> None:
         """Start the supervisor, detached from this terminal; wait until it can be asked."""
         log = self._files.log("supervisor")
-        package = Path(__file__).parents[2]
         with open(os.open(log, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "ab+") as output:
             begin = output.seek(0, os.SEEK_END)
             child = subprocess.Popen(
@@ -254,7 +257,7 @@ class Embedded:
                 stderr=output,
                 start_new_session=True,
                 cwd="/",
-                env=os.environ | {"PYTHONPATH": os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])},
+                env=surroundings.python_environment(),
             )
             assert child.stdin
             assert child.stdout
@@ -263,14 +266,18 @@ class Embedded:
                     text = json.dumps({"directory": str(self.directory), "tools": tools.to_json()})
                     orders.write(text.encode() + b"\n")
                 with child.stdout as answer:
-                    ready = answer.readline()
+                    said = bool(select.select([answer], [], [], ANSWER)[0])
+                    ready = answer.readline() if said else b""
             except BaseException:  # interrupted: nobody will ask it for anything
                 child.terminate()
                 child.wait(20)
                 raise
             if not ready:
+                child.terminate()
+                child.wait(20)
                 output.seek(begin)
                 raise ClusterError(f"the supervisor did not start:\n{tail(output.read().decode(errors='replace'))}")
+            child.returncode = 0  # it is to outlive us: no warning of that
 
     def _cluster_to_start(self) -> Cluster:
         cluster = self._files.cluster()
@@ -385,8 +392,9 @@ class Embedded:
         return ", ".join(f"{what}: {'yes' if each else 'no'}" for what, each in ready.items())
 
     def _postgres_detail(self, node: Node) -> str:
-        arguments: dict[str, Any] = self.view(node.region).conninfo(node.name) | {"connect_timeout": PROBE}
-        with psycopg.connect(**arguments, options=f"-c statement_timeout={PROBE * 1000}") as connection:
+        arguments = complete(self.view(node.region).conninfo(node.name)) | {"connect_timeout": PROBE}
+        arguments["options"] = f"-c statement_timeout={PROBE * 1000}"
+        with psycopg.connect(**arguments) as connection:
             if node.role == "replica":
                 row = connection.execute("select count(*) from pg_stat_wal_receiver where pid is not null").fetchone()
                 return "reads its primary's log" if row and row[0] else "has lost its primary"

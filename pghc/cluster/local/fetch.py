@@ -25,6 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pghc.cluster.surroundings import NETWORK, environment, place
 from pghc.errors import ClusterError
 
 Progress = Callable[[str], None]
@@ -89,7 +90,7 @@ def cache() -> Path:
     """Where fetched files are kept, for all clusters of this user."""
     if os.geteuid() == 0:
         return Path("/var/cache/pghc")
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pghc"
+    return place(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "pghc"
 
 
 def _postgres() -> tuple[Path, int]:
@@ -209,10 +210,16 @@ def _from_debian(progress: Progress) -> tuple[Path, ...] | None:
     with tempfile.TemporaryDirectory(dir=home) as temporary:
         try:
             subprocess.run(
-                ["apt-get", "download", *DEBIAN_PACKAGES], cwd=temporary, check=True, capture_output=True, timeout=120
+                ["apt-get", "download", *DEBIAN_PACKAGES],
+                cwd=temporary,
+                env=environment(*NETWORK),
+                check=True,
+                capture_output=True,
+                timeout=120,
             )
             for package in Path(temporary).glob("*.deb"):
-                subprocess.run(["dpkg", "-x", package, home], check=True, capture_output=True, timeout=60)
+                command = ["dpkg", "-x", str(package), str(home)]
+                subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=60)
         except (OSError, subprocess.SubprocessError):
             return None
     return _debian_jars(cache() / DEBIAN)
@@ -306,7 +313,8 @@ def _package(name: str) -> Path | None:
 
 def _output(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        env = environment() | {"LC_ALL": "C.UTF-8"}
+        done = subprocess.run(command, cwd="/", env=env, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout + done.stderr

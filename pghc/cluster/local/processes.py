@@ -129,7 +129,7 @@ class Processes:
                 await process.ended.wait()
         finally:
             if process.running:
-                kill(process)
+                await kill(process)
         return process
 
     async def stop(self, processes: Sequence[Process], patience: float = 5) -> None:
@@ -142,10 +142,7 @@ class Processes:
         with suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 await _all_ended(processes)
-        for process in processes:
-            kill(process)
-        async with asyncio.timeout(10):
-            await _all_ended(processes)
+        await asyncio.gather(*map(kill, processes))
 
     def _reap(self) -> None:
         for process in self.living:
@@ -214,25 +211,35 @@ async def _all_ended(processes: Sequence[Process]) -> None:
         await process.ended.wait()
 
 
-def kill(process: Process) -> None:
-    """SIGKILL to the process and all below it. It is stopped first, so that it starts none meanwhile."""
-    if process.running:
-        signal_to(process.pid, signal.SIGSTOP)
-        for pid in _tree(process.pid):
-            signal_to(pid, signal.SIGKILL)
+async def kill(process: Process, patience: float = 10) -> None:
+    """SIGKILL to the process and all below it. Returns when all are gone, which for the children may take longer: a
+    Postgres that is started again refuses while one of its predecessor's still has the shared memory.
+
+    It is stopped first, so that it starts none meanwhile. Raises `TimeoutError`.
+    """
+    if not process.running:
+        return
+    signal_to(process.pid, signal.SIGSTOP)
+    tree = _tree(process.pid)
+    for each in tree:
+        signal_to(each.pid, signal.SIGKILL)
+    async with asyncio.timeout(patience):
+        await process.ended.wait()
+        while any(map(_lives, tree)):
+            await asyncio.sleep(0.005)  # nobody is told of the end of a process that is not its child
 
 
 def pause(process: Process) -> None:
     """SIGSTOP to the process, then to all below it."""
     signal_to(process.pid, signal.SIGSTOP)
-    for pid in _tree(process.pid):
-        signal_to(pid, signal.SIGSTOP)
+    for each in _tree(process.pid):
+        signal_to(each.pid, signal.SIGSTOP)
     process.paused = True
 
 
 def resume(process: Process) -> None:
-    for pid in reversed(_tree(process.pid)):
-        signal_to(pid, signal.SIGCONT)
+    for each in reversed(_tree(process.pid)):
+        signal_to(each.pid, signal.SIGCONT)
     process.paused = False
 
 
@@ -241,18 +248,26 @@ def signal_to(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def _tree(pid: int) -> list[int]:
+def _tree(pid: int) -> list[psutil.Process]:
     """The process and all below it, it first."""
     try:
-        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
+
+
+def _lives(process: psutil.Process) -> bool:
+    """A zombie has given back everything but its number."""
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def memory(pid: int, *, tree: bool) -> int:
     """Bytes of a process, or of it and all below it; shared pages are counted once (PSS) where the system can tell."""
     total = 0
-    for each in _tree(pid) if tree else [pid]:
+    for each in [process.pid for process in _tree(pid)] if tree else [pid]:
         with suppress(psutil.Error):
             process = psutil.Process(each)
             try:

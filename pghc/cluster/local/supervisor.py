@@ -16,7 +16,6 @@ import fcntl
 import hmac
 import json
 import os
-import resource
 import secrets
 import signal
 import sys
@@ -198,10 +197,7 @@ class Supervisor:
     # Faults
 
     async def kill(self, _: Say, node: str) -> None:
-        process = self._server(node)
-        processes.kill(process)
-        async with asyncio.timeout(10):
-            await process.ended.wait()
+        await processes.kill(self._server(node))
 
     async def start(self, _: Say, node: str) -> None:
         if not self._runs(self._cluster.topology.node(node)):
@@ -462,8 +458,7 @@ def main() -> None:
         if not _hold(lock, files):
             _ready({})
             return
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 1 << 16) if most > 0 else 1 << 16, most))
+        os.umask(0o077)
         cluster = files.cluster()
         assert cluster, "Embedded.up has written it"
         processes.sweep(cluster.data)
