@@ -360,8 +360,7 @@ class Embedded:
         elif known["state"] == "stopped":
             detail = f"exit code {known['exit_code']}"
         if known["lack"]:
-            command = f"promote {node.region}" if known["primary"] else f"rebuild {node.name}"
-            detail = f"{known['lack']}: `pghc {command}`"
+            detail = f"{known['lack']}: {known['remedy']}"
         return NodeStatus(
             node.name,
             node.region,

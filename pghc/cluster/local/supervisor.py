@@ -190,6 +190,7 @@ class Supervisor:
                 "exit_code": process.exit_code if process else None,
                 "lack": self._deployment.lack(node),
                 "primary": self._deployment.is_primary(node),
+                "remedy": self._remedy(node),
             }
             for node, process in ((node, self._servers.get(node.name)) for node in self._deployment.nodes)
         ]
@@ -297,6 +298,13 @@ class Supervisor:
         nodes = self._of_role("primary") + self._of_role("replica")
         return [node for node in nodes if not self._deployment.lack(node)]
 
+    def _remedy(self, node: Node) -> str:
+        """The command that replaces a server that lacks its data."""
+        if not self._deployment.is_primary(node):
+            return f"`pghc rebuild {node.name}`"
+        replicas = any(other.region == node.region for other in self._databases())
+        return f"`pghc {'promote' if replicas else 'rebuild'} {node.region}`"
+
     def _runs(self, node: Node) -> bool:
         return node.name in self._servers and self._servers[node.name].running
 
@@ -307,9 +315,7 @@ class Supervisor:
     def _start(self, node: Node) -> None:
         """Raises `ClusterError` at once when it lacks its data, or its port was taken while it was down."""
         if lack := self._deployment.lack(node):
-            primary = self._deployment.is_primary(node)
-            command = f"promote {node.region}` or `pghc rebuild {node.region}" if primary else f"rebuild {node.name}"
-            raise ClusterError(f"{node.name} cannot start: {lack}", f"`pghc {command}`", node=node.name)
+            raise ClusterError(f"{node.name} cannot start: {lack}", self._remedy(node), node=node.name)
         for port in self._deployment.ports[node.name].values():
             if not is_free(port):
                 raise PortTakenError(node, port)
