@@ -33,7 +33,7 @@ from pghc.faults.injection import Faults
 from pghc.lab.figures import Figures
 from pghc.live import show
 from pghc.live.widget import Watch
-from pghc.store import Reader
+from pghc.store import Primary, Reader
 from pghc.topology import Topology, View
 from pghc.verify.audit import audit, audit_regions
 from pghc.verify.checker import Verdict
@@ -140,7 +140,7 @@ class Lab:
         It runs as a client of that region, and as the superuser with ``admin``. A statement without a result gives the
         number of rows that it touched. Raises `Unavailable`, or Postgres' own error.
         """
-        node = self.topology.region(where).primary if where in self.regions else self.topology.node(where).name
+        node = self.view(where).primary() if where in self.regions else self.topology.node(where).name
         view = self.view(self.topology.node(node).region)
         with (
             Reader(view, node, timeout=30, connections=1, admin=admin) as reader,
@@ -206,7 +206,7 @@ class Lab:
         """The verdict on the tables as they stand: on one region's primary, or on all of them compared."""
         if region:
             view = self.view(region)
-            with Reader(view, view.topology.region(region).primary, timeout=60) as reader:
+            with Primary(view, timeout=60) as reader:
                 return audit(reader, last)
         return audit_regions({name: self.view(name) for name in self.regions}, last)[0]
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from pghc.chain import Row
 from pghc.errors import ClusterError
-from pghc.store import Reader
+from pghc.store import Primary, Reader
 from pghc.topology import View
 from pghc.verify.checker import Anomaly, Verdict, verify
 
@@ -39,8 +39,8 @@ def audit_regions(views: Mapping[str, View], last: int | None = None) -> tuple[V
     """
     with ExitStack() as stack:
         judged = []
-        for name, view in views.items():
-            reader = stack.enter_context(Reader(view, view.topology.region(name).primary, timeout=60))
+        for view in views.values():
+            reader = stack.enter_context(Primary(view, timeout=60))
             judged.append(stack.enter_context(_judged(reader, last, SETTLE_SECONDS)))
         each = dict(zip(views, (verdict for _, verdict in judged), strict=True))
         for wanted in (False, None):
