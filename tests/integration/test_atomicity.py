@@ -215,6 +215,19 @@ def test_a_chain_that_begins_has_nothing_of_the_one_before(views: dict[str, View
     assert len({store.cursor() for store in (us, eu, ap)}) == 1
 
 
+def test_a_chain_that_is_begun_a_second_time_or_after_a_later_one_stays_as_it_is(
+    views: dict[str, View], stack: ExitStack
+) -> None:
+    store = stack.enter_context(Store(next(iter(views.values()))))
+    admin = stack.enter_context(Reader(store.view, store.node, admin=True))
+    start = store.cursor()
+    row = successor(start, store.node)
+    assert put(store, start, row, new_id())
+    for position in (start.chain, start.chain - 1):
+        assert admin.rows("select pghc.begin(%s)", position) == [(None,)]
+    assert (store.last(), store.cursor()) == (row, after(start, row))
+
+
 @pytest.mark.parametrize("before", NAMES)
 def test_a_writer_of_the_log_goes_on_after_a_chain_of_each_kind(
     views: dict[str, View], stack: ExitStack, before: str
