@@ -379,6 +379,13 @@ def test_what_was_lost_is_sent_again_under_the_same_request_id_and_happens_once(
     assert set(world.rows) == set(requests)
 
 
+def test_a_number_that_another_took_in_the_meantime_is_no_end_for_naive() -> None:
+    world = World()
+    with opened("naive", world) as writer:
+        world.script = World([("insert", Fault(Conflict("insert"), False, 2))]).script
+        assert writer.append(str(uuid4()), 5).zk_id == 1
+
+
 def test_a_sender_goes_on_after_whatever_has_failed() -> None:
     world = World()
     with patch.object(broadcast, "ENTRIES_SENT", 2), opened("broadcast", world) as writer:
