@@ -43,8 +43,9 @@ PORTS = range(12_000, 32_000)
 
 API_MODULE = "pghc.api"
 
-#: Seconds until a started server must answer.
+#: Seconds until a started server must answer; and until one that says nothing at all counts as hanging.
 PATIENCE = 60.0
+SILENCE = 10.0
 
 PURGE = "If its data is damaged: `pghc down --purge` deletes the data of the cluster, `pghc up` makes a new one."
 
@@ -390,6 +391,30 @@ class Deployment:
         connection = await psycopg.AsyncConnection.connect(**arguments, autocommit=True)
         async with connection:
             yield connection
+
+    async def answers(self, node: Node) -> bool:
+        """Whether it says anything within `SILENCE` seconds, as one does that has no quorum or is still starting."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SILENCE):
+                while not await self._says_anything(node):
+                    await asyncio.sleep(0.2)
+                return True
+        return False
+
+    async def _says_anything(self, node: Node) -> bool:
+        at = self._direct(node.name, SERVICES[node.role][0])
+        try:
+            match node.role:
+                case "zookeeper":
+                    return bool(await ask_zookeeper(at, "srvr"))
+                case "api":
+                    return bool(await ask_api(at))
+            async with self.connection(node):
+                return True
+        except psycopg.OperationalError as error:
+            return "starting up" in str(error) or "shutting down" in str(error)
+        except (OSError, ValueError):
+            return False
 
     async def wait_for_postgres(self, node: Node, process: Process, database: str = settings.DATABASE) -> None:
         """Until it answers queries. Raises `ClusterError` with the end of its log."""

@@ -164,6 +164,7 @@ class Supervisor:
             if self._runs(node) and self._servers[node.name].paused:
                 say(f"resuming {node.name}")
                 processes.resume(self._servers[node.name])
+        await together(self._end_if_it_hangs(node, say) for node in self._deployment.nodes)
         able = [node for node in self._deployment.nodes if not self._deployment.lack(node)]
         for node in able:
             if not self._runs(node):
@@ -174,6 +175,12 @@ class Supervisor:
     async def streams(self, _: Say) -> None:
         """Wait until whoever runs reads what it has to read."""
         await self._wait_for_streams()
+
+    async def _end_if_it_hangs(self, node: Node, say: Say) -> None:
+        process = self._servers.get(node.name)
+        if process and process.running and not await self._deployment.answers(node):
+            say(f"{node.name} runs and does not answer: ending it")
+            await processes.kill(process)
 
     async def down(self, _: Say) -> None:
         if self._starting:
