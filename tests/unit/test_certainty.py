@@ -421,6 +421,15 @@ def test_an_append_whose_chain_ended_under_it_is_told_so_at_once() -> None:
     assert time.monotonic() - began < 3
 
 
+@pytest.mark.parametrize("now", [Cursor(BEGUN + 5, 0, "", BEGUN + 5), Cursor(BEGUN + 1, 1, "another's", BEGUN)])
+def test_a_lock_holder_that_was_overtaken_while_it_waited_claims_nothing(now: Cursor) -> None:
+    world = World()
+    with opened("locked", world) as writer, patch.object(world, "wait_for", lambda *_: now):
+        answer = outcome(writer, str(uuid4()), 2)
+    assert isinstance(answer, Conflict)
+    assert world.claims == [0, 0]
+
+
 def test_a_writer_waits_longer_than_the_slowest_link_of_its_own_topology_takes() -> None:
     for milliseconds in (1, 95, 1500):
         topology = load()
