@@ -407,3 +407,15 @@ def test_a_writer_whose_opening_fails_leaves_nothing_behind(
         until(lambda: not (set(threading.enumerate()) - before), seconds=10)
 
 
+
+
+def test_an_answer_out_of_order_costs_a_connection_and_not_the_session(
+    views: dict[str, View], stack: ExitStack
+) -> None:
+    sequencer = stack.enter_context(Sequencer(next(iter(views.values()))))
+    client = sequencer.client
+    session = client.client_id[0]
+    position = sequencer.take(Entry("a-primary", (new_id(),)))
+    client._pending.append((None, client.handler.async_result(), 12345))  # its answer went missing
+    assert sequencer.take(Entry("a-primary", (new_id(),))) > position
+    assert client.client_id[0] == session
