@@ -154,6 +154,35 @@ def test_a_request_is_known_when_it_is_its_entrys_turn_and_not_before(
     until(lambda: request in ap.known([request])[1])
 
 
+def test_who_fills_a_gap_goes_on_over_what_came_before_its_turn(
+    cluster: Backend, views: dict[str, View], stack: ExitStack
+) -> None:
+    us, eu, ap = [stack.enter_context(Store(view)) for view in views.values()]
+    start, request = us.cursor(), new_id()
+    one = successor(start, us.node)
+    two = successor(one, eu.node)
+    with Faults(cluster).cut(us.view.region, ap.view.region):
+        assert put(us, start, one, request)
+        until(lambda: eu.cursor() == after(start, one))
+        assert put(eu, after(start, one), two, new_id())
+        until(lambda: ap.last() == two)
+        assert put(ap, start, one, request)
+        assert ap.cursor() == after(after(start, one), two)
+
+
+def test_who_waits_is_woken_after_its_listening_connection_was_ended(views: dict[str, View], stack: ExitStack) -> None:
+    store = stack.enter_context(Store(next(iter(views.values()))))
+    admin = stack.enter_context(Reader(store.view, store.node, admin=True))
+    start = store.cursor()
+    assert store.wait_for(start.position, 5) == start, "it listens"
+    admin.rows("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'pghc'")
+    time.sleep(0.6)
+    row = successor(start, store.node)
+    until(lambda: store.cursor() == start)  # whose own connection was ended, too, perhaps
+    assert put(store, start, row, new_id())
+    assert store.wait_for(start.position + 1, 8) == after(start, row)
+
+
 def test_a_row_that_arrives_waits_for_the_same_row_that_is_about_to_be_committed(
     views: dict[str, View], stack: ExitStack
 ) -> None:
