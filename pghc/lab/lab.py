@@ -42,7 +42,7 @@ from pghc.workload import chains, runs
 from pghc.workload.latency import round_trips
 from pghc.workload.lease import Lease
 from pghc.workload.runs import Run
-from pghc.writers import open_writer
+from pghc.writers import open_writer, writer_class
 from pghc.zookeeper import connect
 
 
@@ -185,8 +185,12 @@ class Lab:
         return chains.settle([self.view(name) for name in self.regions]) is not None
 
     def append(self, region: str, writer: str = "causal", request_id: str | None = None) -> Row:
-        """Append one entry as a client of ``region``. Raises `Unavailable`, `Conflict`, `Indefinite`."""
-        with open_writer(writer, self.view(region)) as chosen:
+        """Append one entry as a client of ``region``. Raises `Unavailable`, `Conflict`, `Indefinite`.
+
+        A run that uses the chain learns of it; one whose writer orders otherwise makes it raise `InUse`.
+        """
+        view, ordering = self.view(region), writer_class(writer).ordering
+        with Lease(view, "an append in a notebook", ordering, fresh=False), open_writer(writer, view) as chosen:
             return chosen.append(request_id or str(uuid4()))
 
     def run(self, writer: str, *, clients: int = 2, seconds: float = 3.0, **options: Any) -> Run:

@@ -25,7 +25,7 @@ from pghc.live.stream import Event, Stream
 from pghc.sequencer import Sequencer
 from pghc.store import CHANNEL, BoundedConnection
 from pghc.topology import Node, View
-from pghc.verify.hashchain import verify
+from pghc.verify.hashchain import verify_chain
 from pghc.workload.latency import round_trips
 
 #: Seconds: between two looks at a primary that has news, at a replica, at links, at ZooKeeper, at all distances.
@@ -344,7 +344,7 @@ class _Primary:
         self._broken, self._verified = True, offending[0] - 1
         query = "select * from public.chain where zk_id between %s and %s order by zk_id"
         near = [Row(*row) for row in connection.execute(query, (offending[0] - 32, offending[0])).fetchall()]
-        anomalies = verify(near).anomalies
+        anomalies = verify_chain(near).anomalies
         return offending[0], f"{self._view.region}: {anomalies[0] if anomalies else 'the link does not hold'}"
 
 

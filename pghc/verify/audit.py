@@ -15,7 +15,7 @@ from pghc.chain import Row
 from pghc.errors import ClusterError
 from pghc.store import Primary, Reader
 from pghc.topology import View
-from pghc.verify.checker import Anomaly, Verdict, verify
+from pghc.verify.checker import Anomaly, Verdict, verify_chain
 
 #: How long a gap may last before it counts: more than the slowest link, or a writer's recovery.
 SETTLE_SECONDS = 3.0
@@ -74,7 +74,7 @@ def _verdict(now: Reader, anchor: int, count: int, offends: bool) -> Verdict:
     if not offends:
         return Verdict(True, f"{count} entries, every link holds", checked={"entries": count, "links": count})
     after = _entry(now, anchor, "<=")  # one that is missing there is an anomaly of the entry after it
-    verdict = verify(now.chain(after=anchor), after=after, whole=after is None)
+    verdict = verify_chain(now.chain(after=anchor), after=after, whole=after is None)
     if verdict.valid:
         raise ClusterError(f"{now.node}: the database finds anomalies that its rows do not show")
     return verdict

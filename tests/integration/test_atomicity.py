@@ -119,12 +119,12 @@ def test_another_row_than_the_logs_that_came_early_is_refused(
 ) -> None:
     us, eu, ap = [stack.enter_context(Store(view)) for view in views.values()]
     start = us.cursor()
-    one, first = successor(start, "a-primary"), new_id()
+    one, first, second = successor(start, "a-primary"), new_id(), new_id()
     other, right = successor(one, "b-primary"), successor(one, "c-primary")
     with Faults(cluster).cut(us.view.region, ap.view.region):
         assert put(us, start, one, first)
         until(lambda: eu.cursor() == after(start, one))
-        assert put(eu, after(start, one), other, new_id())
+        assert put(eu, after(start, one), other, second)
         until(lambda: ap.last() == other)  # before its turn: the first is not there
         new = after(after(start, one), right)
         requests = [(first, 1, new.position - 1), (new_id(), 2, new.position)]
@@ -132,6 +132,9 @@ def test_another_row_than_the_logs_that_came_early_is_refused(
         with pytest.raises(Conflict, match="another row"):
             target.apply(start, new, [one, right], requests)
         assert (ap.cursor(), ap.last()) == (start, other)
+        requests[1] = (second, 2, new.position)
+        assert target.apply(start, after(after(start, one), other), [one, other], requests), "the log's own is taken"
+        assert list(ap.chain()) == [one, other]
         if how == "applier":
             target.close()
 
@@ -149,6 +152,35 @@ def test_a_request_is_known_when_it_is_its_entrys_turn_and_not_before(
         until(lambda: ap.last() is not None)
         assert ap.known([request]) == (start, {})
     until(lambda: request in ap.known([request])[1])
+
+
+def test_who_fills_a_gap_goes_on_over_what_came_before_its_turn(
+    cluster: Backend, views: dict[str, View], stack: ExitStack
+) -> None:
+    us, eu, ap = [stack.enter_context(Store(view)) for view in views.values()]
+    start, request = us.cursor(), new_id()
+    one = successor(start, us.node)
+    two = successor(one, eu.node)
+    with Faults(cluster).cut(us.view.region, ap.view.region):
+        assert put(us, start, one, request)
+        until(lambda: eu.cursor() == after(start, one))
+        assert put(eu, after(start, one), two, new_id())
+        until(lambda: ap.last() == two)
+        assert put(ap, start, one, request)
+        assert ap.cursor() == after(after(start, one), two)
+
+
+def test_who_waits_is_woken_after_its_listening_connection_was_ended(views: dict[str, View], stack: ExitStack) -> None:
+    store = stack.enter_context(Store(next(iter(views.values()))))
+    admin = stack.enter_context(Reader(store.view, store.node, admin=True))
+    start = store.cursor()
+    assert store.wait_for(start.position, 5) == start, "it listens"
+    admin.rows("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'pghc'")
+    time.sleep(0.6)
+    row = successor(start, store.node)
+    until(lambda: store.cursor() == start)  # whose own connection was ended, too, perhaps
+    assert put(store, start, row, new_id())
+    assert store.wait_for(start.position + 1, 8) == after(start, row)
 
 
 def test_a_row_that_arrives_waits_for_the_same_row_that_is_about_to_be_committed(
@@ -197,17 +229,12 @@ def test_who_waits_is_woken_by_an_applier_and_by_no_foreign_notification(
     assert listeners, "it still listens"
 
 
-def test_a_chain_that_begins_has_nothing_of_the_one_before(
-    cluster: Backend, views: dict[str, View], stack: ExitStack
-) -> None:
+def test_a_chain_that_begins_has_nothing_of_the_one_before(views: dict[str, View], stack: ExitStack) -> None:
     us, eu, ap = [stack.enter_context(Store(view)) for view in views.values()]
     start = us.cursor()
-    one = successor(start, us.node)
-    with Faults(cluster).cut(us.view.region, ap.view.region):
-        assert put(us, start, one, new_id())
-        until(lambda: eu.cursor() == after(start, one))
-        assert put(eu, after(start, one), successor(one, eu.node), new_id())
-        until(lambda: ap.last() is not None)
+    assert put(us, start, successor(start, us.node), new_id())
+    with ap.connection("what came before its turn", writes=True) as connection:
+        connection.execute("insert into pghc.early values (3, %s)", (start.position + 3,))
     chains.begin_chain(list(views.values()))
     for store in (us, eu, ap):
         with Reader(store.view, store.node, admin=True) as admin:
@@ -215,6 +242,19 @@ def test_a_chain_that_begins_has_nothing_of_the_one_before(
                     + (select count(*) from pghc.early)"
             assert admin.rows(left) == [(0,)]
     assert len({store.cursor() for store in (us, eu, ap)}) == 1
+
+
+def test_a_chain_that_is_begun_a_second_time_or_after_a_later_one_stays_as_it_is(
+    views: dict[str, View], stack: ExitStack
+) -> None:
+    store = stack.enter_context(Store(next(iter(views.values()))))
+    admin = stack.enter_context(Reader(store.view, store.node, admin=True))
+    start = store.cursor()
+    row = successor(start, store.node)
+    assert put(store, start, row, new_id())
+    for position in (start.chain, start.chain - 1):
+        assert admin.rows("select pghc.begin(%s)", position) == [(None,)]
+    assert (store.last(), store.cursor()) == (row, after(start, row))
 
 
 @pytest.mark.parametrize("before", NAMES)
@@ -396,3 +436,15 @@ def test_a_writer_whose_opening_fails_leaves_nothing_behind(
         until(lambda: not (set(threading.enumerate()) - before), seconds=10)
 
 
+
+
+def test_an_answer_out_of_order_costs_a_connection_and_not_the_session(
+    views: dict[str, View], stack: ExitStack
+) -> None:
+    sequencer = stack.enter_context(Sequencer(next(iter(views.values()))))
+    client = sequencer.client
+    session = client.client_id[0]
+    position = sequencer.take(Entry("a-primary", (new_id(),)))
+    client._pending.append((None, client.handler.async_result(), 12345))  # its answer went missing
+    assert sequencer.take(Entry("a-primary", (new_id(),))) > position
+    assert client.client_id[0] == session

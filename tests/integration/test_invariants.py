@@ -21,7 +21,7 @@ from pghc.sequencer import Entry, Segment, Sequencer, position_of
 from pghc.store import Applier, Cursor, Reader, Store, depose
 from pghc.terms import succeed
 from pghc.topology import View
-from pghc.verify.checker import verify
+from pghc.verify.checker import verify_chain
 from pghc.workload import chains, runs
 from pghc.writers import open_writer
 
@@ -93,7 +93,7 @@ def test_1_every_acknowledged_append_is_in_every_region_once(cluster: Backend, w
     assert run.failed == run.unknown == 0, run.errors
     rows = the_chain({name: cluster.view(name) for name in cluster.topology.names})
     assert len(rows) == run.appends
-    assert verify(rows).valid
+    assert verify_chain(rows).valid
 
 
 # 2  A row is a function of the log alone, so anyone may complete a dead writer's.
@@ -114,7 +114,7 @@ def test_2_a_dead_writers_row_is_completed_by_its_successor_within_a_second(
     rows = the_chain(views)
     assert [row.node_id for row in rows] == [f"{eu}-primary", f"{us}-primary", f"{eu}-primary"]
     assert (rows[0], rows[2]) == (first, third)
-    assert verify(rows).valid
+    assert verify_chain(rows).valid
 
 
 def test_2_when_several_complete_the_same_row_there_is_one(views: dict[str, View], stack: ExitStack) -> None:
@@ -128,7 +128,7 @@ def test_2_when_several_complete_the_same_row_there_is_one(views: dict[str, View
             assert len(list(pool.map(lambda name: writers[name].append(new_id()), names))) == len(names)
     rows = the_chain(views)
     assert len(rows) == 3 * (1 + len(names))
-    assert verify(rows).valid
+    assert verify_chain(rows).valid
 
 
 def test_2_a_different_row_in_the_same_place_is_refused(views: dict[str, View], stack: ExitStack) -> None:
@@ -279,7 +279,7 @@ def test_4_a_paused_applier_is_replaced_and_changes_nothing_when_it_wakes(
     start = Cursor(now.position - 1, 0, "", now.chain)
     with pytest.raises(Indefinite):
         sleeper.apply(start, Cursor(now.position, 1, "x", now.chain), [Row(1, store.node, "x")], [(new_id(), 1, 1)])
-    assert verify(the_chain(views)).valid
+    assert verify_chain(the_chain(views)).valid
 
 
 def test_4_a_writer_of_an_ended_chain_cannot_write_into_the_next(views: dict[str, View], stack: ExitStack) -> None:
@@ -386,7 +386,7 @@ def test_6_a_writer_truncates_what_all_regions_have(views: dict[str, View], stac
             writer.append(new_id())
     sequencer: Sequencer = writers[0].sequencer  # type: ignore[attr-defined]
     until(lambda: len(sequencer.client.get_children("/pghc/log")) <= 2, seconds=10)
-    assert verify(the_chain(views)).valid
+    assert verify_chain(the_chain(views)).valid
 
 
 # 8  The log keeps an entry until every region has it on its primary and on one replica more.

@@ -18,7 +18,7 @@ from pghc.cluster.local.embedded import Embedded
 from pghc.errors import BadInput, ClusterError, PghcError
 from pghc.faults.injection import Faults
 from pghc.store import Primary, Store
-from pghc.verify.checker import verify
+from pghc.verify.checker import verify_chain
 from pghc.workload.chains import begin_chain
 from pghc.writers import Writer, new_request_id, open_writer
 
@@ -102,7 +102,7 @@ def check_nothing_lost(backend: Embedded, rows: list[Row]) -> None:
             break
         time.sleep(0.2)
     assert all(chain == one for chain in found.values()), {name: len(chain) for name, chain in found.items()}
-    assert verify(one).valid
+    assert verify_chain(one).valid
     assert len(rows) == len(set(rows)), "each request has a row of its own"
     assert set(rows) <= set(one), "acknowledged, and not there"
 

@@ -379,6 +379,13 @@ def test_what_was_lost_is_sent_again_under_the_same_request_id_and_happens_once(
     assert set(world.rows) == set(requests)
 
 
+def test_a_number_that_another_took_in_the_meantime_is_no_end_for_naive() -> None:
+    world = World()
+    with opened("naive", world) as writer:
+        world.script = World([("insert", Fault(Conflict("insert"), False, 2))]).script
+        assert writer.append(str(uuid4()), 5).zk_id == 1
+
+
 def test_a_sender_goes_on_after_whatever_has_failed() -> None:
     world = World()
     with patch.object(broadcast, "ENTRIES_SENT", 2), opened("broadcast", world) as writer:
@@ -394,6 +401,33 @@ def test_a_call_that_gives_up_strands_no_other_of_the_same_request() -> None:
         assert isinstance(short.result(), Indefinite)
         assert long.result() == world.rows[request]
     assert len(world.log) == 1, "they shared one entry"
+
+
+def test_an_append_whose_chain_ended_under_it_is_told_so_at_once() -> None:
+    world = World()
+    with opened("causal", world) as writer:
+        take = world.take
+
+        def end_after(entry: Entry, timeout: float | None = None) -> int:
+            position = take(entry, timeout)
+            world.at = Cursor(position + 1, 0, "", position + 1)
+            return position
+
+        with patch.object(world, "take", end_after):
+            began = time.monotonic()
+            answer = outcome(writer, str(uuid4()), 5)
+    assert isinstance(answer, Indefinite)
+    assert "has ended" in str(answer)
+    assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("now", [Cursor(BEGUN + 5, 0, "", BEGUN + 5), Cursor(BEGUN + 1, 1, "another's", BEGUN)])
+def test_a_lock_holder_that_was_overtaken_while_it_waited_claims_nothing(now: Cursor) -> None:
+    world = World()
+    with opened("locked", world) as writer, patch.object(world, "wait_for", lambda *_: now):
+        answer = outcome(writer, str(uuid4()), 2)
+    assert isinstance(answer, Conflict)
+    assert world.claims == [0, 0]
 
 
 def test_a_writer_waits_longer_than_the_slowest_link_of_its_own_topology_takes() -> None:
