@@ -78,7 +78,7 @@ class Limit:
     wanted: int | None = None
 
 
-#: Measured on the default cluster with some room: a Java reserves more address space than it ever uses.
+#: Enough for a cluster, as `benchmarks/surroundings.py` tries again: a Java reserves more address space than it uses.
 LIMITS = (
     Limit(resource.RLIMIT_NOFILE, "-n", "open files", 512, 1 << 16),
     Limit(resource.RLIMIT_NPROC, "-u", "processes", 512, 1 << 15),
@@ -88,6 +88,9 @@ LIMITS = (
     Limit(resource.RLIMIT_STACK, "-s", "bytes of stack", 1 << 20, 8 << 20),
     Limit(resource.RLIMIT_CPU, "-t", "seconds of processor time", 3600),
 )
+
+
+TOO_MANY = "The user of the servers has as many processes as `ulimit -u` allows, all his clusters' together: raise it."
 
 
 def raise_limits() -> None:

@@ -34,6 +34,7 @@ from pghc.cluster.local.deployment import Deployment, PortTakenError, is_free, t
 from pghc.cluster.local.directory import Cluster, ClusterDirectory
 from pghc.cluster.local.fetch import Tools
 from pghc.cluster.local.processes import Guard, Process, Processes
+from pghc.cluster.surroundings import TOO_MANY
 from pghc.cluster.wan import Wan
 from pghc.errors import BadInput, ClusterError, PghcError
 from pghc.topology import Node
@@ -331,7 +332,8 @@ class Supervisor:
         try:
             self._servers[node.name] = self._processes.start(self._deployment.command(node), self._files.log(node.name))
         except OSError as error:
-            raise ClusterError(f"{node.name} could not be started: {error}", node=node.name) from error
+            remedy = TOO_MANY if error.errno == errno.EAGAIN else ""
+            raise ClusterError(f"{node.name} could not be started: {error}", remedy, node=node.name) from error
 
     async def _wait_for(self, *roles: str) -> None:
         """For those that have been started; an API node of a region without any database is not waited for."""
