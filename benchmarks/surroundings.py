@@ -84,7 +84,7 @@ def turn(seed: int) -> str:
                 )  # fmt: skip
                 said = (done.stderr or b"").decode(errors="replace").strip()
                 if done.returncode == 2 and words[0] == "up" and clear(said):
-                    return f"refused: {said.splitlines()[0]}"
+                    return f"refused: {said.partition('error: ')[2].splitlines()[0]}"
                 if done.returncode:
                     return f"FAILED: {words[0]}: exit code {done.returncode}: {said} -- {told}"
             left = [each.pid for each in psutil.process_iter() if works_in(each, place)]
@@ -101,7 +101,8 @@ def turn(seed: int) -> str:
 
 def clear(said: str) -> bool:
     """An error that names the cause, and no trace of ours."""
-    return said.startswith("error: ") and "defect" not in said and "Traceback" not in said
+    told = any(line.startswith("error: ") for line in said.splitlines())  # bash may have said something before
+    return told and "defect" not in said and "Traceback" not in said
 
 
 def works_in(process: psutil.Process, place: Path) -> bool:
