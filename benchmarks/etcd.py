@@ -32,7 +32,7 @@ from pghc.chain import Row, successor
 from pghc.cluster.local.processes import Command, Processes
 from pghc.cluster.wan import Wan
 from pghc.topology import Address, Region, Topology, load
-from pghc.verify.checker import verify
+from pghc.verify.checker import verify_chain
 
 KEY = b64encode(b"chain").decode()
 SEA = "sea"  # a place of its own from which all members are dialled
@@ -159,7 +159,7 @@ async def measure(seconds: float) -> dict[str, Any]:
             wan.close()
     every = sorted(value for values in took.values() for value in values)
     return {
-        "valid": bool(chain) and verify(sorted(chain)).valid is True,
+        "valid": bool(chain) and verify_chain(sorted(chain)).valid is True,
         "rate": len(every) / seconds,
         "p50": statistics.median(every) if every else None,
         "p99": every[int(0.99 * len(every))] if every else None,

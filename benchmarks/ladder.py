@@ -37,7 +37,7 @@ from pghc.lab import plots
 from pghc.sequencer import Entry, Sequencer
 from pghc.store import Reader, Store
 from pghc.topology import Topology, View
-from pghc.verify.checker import verify
+from pghc.verify.checker import verify_chain
 from pghc.workload import chains, runs
 from pghc.writers import NAMES, Base, Step, no_step, open_writer
 
@@ -297,7 +297,7 @@ class Bench:
                 stop.set()
                 for thread in threads:
                     thread.join()
-        valid = verify(sorted(chain)).valid
+        valid = verify_chain(sorted(chain)).valid
         took.sort()
         note = "appends by region: " + ", ".join(f"{region} {count}" for region, count in rows.items())
         if not valid or not took:

@@ -25,7 +25,7 @@ _NAMES = {
     "pghc.lab.timeline": ["Lag"],
     "pghc.sequencer": ["Entry"],
     "pghc.store": ["Reader"],
-    "pghc.verify.hashchain": ["verify"],
+    "pghc.verify.hashchain": ["verify_chain"],
     "pghc.workload.latency": ["take_numbers"],
     "pghc.writers": ["open_writer"],
     "pghc.writers.causal": ["Causal"],

@@ -149,6 +149,15 @@ begin
     return true;
 end $$;
 
+-- How much of this server's write-ahead log a replica has on its disk, too: the one that has most. Null: none reads it.
+-- A copy that pg_basebackup is still making is no replica.
+create function pghc.replicated() returns pg_lsn
+language sql security definer set search_path = '' as $$
+    select max(r.flush_lsn) from pg_catalog.pg_stat_replication r
+    join pg_catalog.pg_replication_slots s on s.active_pid = r.pid
+    where s.slot_type = 'physical' and r.application_name <> 'pg_basebackup'
+$$;
+
 -- Begin the chain of log position p, empty; returns the place in the write-ahead log before which all is of older chains.
 -- Null: this region has that chain already, or a later one.
 create function pghc.begin(p bigint) returns pg_lsn language plpgsql set search_path = '' as $$

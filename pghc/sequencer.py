@@ -6,6 +6,7 @@ An entry of the log is a sequential node; creating it is agreed on by a quorum, 
     /pghc/log                                         {"first": 1}       the number of the oldest segment
     /pghc/log/s0000000001                             {"base": 0}        a segment: positions base + 1, base + 2, ...
     /pghc/log/s0000000001/n-0000000000                position 1: {"node_id": ..., "requests": [...]}
+    /pghc/applied/us-east                             12    up to where that region needs the log no more
     /pghc/chains/00000000000000000017                 how the chain that began at position 17 is ordered
 
 ZooKeeper numbers the children of one parent with a signed 32-bit counter, so the log goes on under a new parent from
@@ -38,8 +39,10 @@ from kazoo import exceptions as zk
 from kazoo.interfaces import IAsyncResult
 from kazoo.protocol.states import KazooState
 
+from pghc import terms
 from pghc.chain import NODE_ID
-from pghc.errors import BadInput, ClusterError, Indefinite, PghcError, Unavailable
+from pghc.errors import BadInput, ClusterError, Conflict, Indefinite, PghcError, Unavailable
+from pghc.terms import Term
 from pghc.topology import View
 from pghc.zookeeper import LOST, Client, connect
 
@@ -134,6 +137,7 @@ class Sequencer:
                 self._create_if_missing(LOG, _json(first=1), deadline)
                 if not self._load(deadline)._segments:
                     self._begin_first(deadline)
+                terms.current(self.client, view, view.region, _left(deadline))  # from now on there is one to follow
         except BaseException:
             self.close()
             raise
@@ -330,17 +334,35 @@ class Sequencer:
             if self._load(deadline)._segments[-1].number <= ended.number:
                 self.rotate(ended, _left(deadline))
 
-    def report(self, position: int, timeout: float | None = None) -> dict[str, int]:
-        """Report that this region has settled all up to ``position``; returns what each region has reported.
+    def term(self, timeout: float | None = None) -> Term:
+        """Who is this region's primary, and since which epoch."""
+        with self._guarded("learn who is the primary", timeout) as deadline:
+            return terms.current(self.client, self._view, self.region, _left(deadline))
 
-        A region that has reported nothing yet counts as 0.
+    def report(self, position: int, term: Term, timeout: float | None = None) -> dict[str, int]:
+        """Report that this region has settled all up to ``position``, and loses it with no single server.
+
+        The report is in the name of ``term``, whose primary has told the position. Raises `Conflict` when that term is
+        over: a deposed primary may have what its successor still needs the log for. Returns what each region has
+        reported; a region that has reported nothing yet counts as 0.
         """
         with self._guarded("report progress", timeout) as deadline:
-            path, data = f"{APPLIED}/{self.region}", str(position).encode()
-            try:
-                self.client.set_async(path, data).get(timeout=_left(deadline))
-            except zk.NoNodeError:
-                self._create_if_missing(path, data, deadline)
+            if position:
+                self._report(str(position).encode(), term, deadline)
+            return self.reports(_left(deadline))
+
+    def _report(self, data: bytes, term: Term, deadline: float) -> None:
+        path = f"{APPLIED}/{self.region}"
+        self._create_if_missing(path, b"0", deadline)
+        transaction = self.client.transaction()
+        transaction.check(terms.path(self.region), term.epoch)
+        transaction.set_data(path, data)
+        if any(isinstance(result, Exception) for result in transaction.commit_async().get(timeout=_left(deadline))):
+            raise Conflict(f"{term.node}: its term as primary is over, it has reported nothing", node=term.node)
+
+    def reports(self, timeout: float | None = None) -> dict[str, int]:
+        """What each region has reported."""
+        with self._guarded("read reports", timeout) as deadline:
             reports = dict.fromkeys(self._regions, 0)
             for region in self._regions:
                 with suppress(zk.NoNodeError):

@@ -17,16 +17,23 @@ from itertools import starmap
 from typing import Any, NamedTuple, Self
 
 import psycopg
+from kazoo.exceptions import KazooException
+from kazoo.handlers.threading import KazooTimeoutError
 from psycopg import errors as pg
 from psycopg import pq, sql
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
+from pghc import terms
 from pghc.chain import ROOT, Row
 from pghc.errors import Behind, Conflict, Indefinite, PghcError, Unavailable
+from pghc.terms import Follower
 from pghc.topology import View
+from pghc.zookeeper import Client, connect
 
 CHANNEL = "pghc"
+SUSPECT = 1.0  # seconds without a connection after which another server may be the primary
+LOOK = 3.0  # seconds to learn from ZooKeeper who the primary is
 APPLIER = "pghc applier"  # the application_name of the session that applies the log
 _CURSOR = "select position, zk_id, hash, chain from pghc.cursor"
 
@@ -66,6 +73,17 @@ def complete(conninfo: Mapping[str, str | int]) -> dict[str, Any]:
     return {name: _NEUTRAL.get(name, (value or b"").decode()) for name, value in options.items()} | dict(conninfo)
 
 
+class Ends(NamedTuple):
+    """How far a primary has come, and how much of its write-ahead log ends there, and is on a replica's disk (bytes).
+
+    ``replicated``: None when no replica reads it.
+    """
+
+    cursor: Cursor
+    end: int
+    replicated: int | None
+
+
 class BoundedConnection(psycopg.Connection[TupleRow]):
     """A connection whose every wait ends after ``seconds``; psycopg's own have no end while a server is paused.
 
@@ -96,18 +114,27 @@ class Reader:
         self, view: View, node: str, *, timeout: float = 5.0, connections: int = 4, admin: bool = False
     ) -> None:
         self.view, self.node, self.timeout = view, node, timeout
-        self._pool = ConnectionPool(
+        self._connections, self._admin = connections, admin
+        self._pool = self._make_pool(node)
+
+    def _make_pool(self, node: str) -> ConnectionPool[BoundedConnection]:
+        return ConnectionPool(
             connection_class=BoundedConnection,
             check=_not_closed,
-            kwargs=complete(view.conninfo(node, admin=admin))
-            | {"autocommit": True, "connect_timeout": max(2, round(timeout))},
+            kwargs={**self._conninfo(node), "autocommit": True, "connect_timeout": max(2, round(self.timeout))},
             min_size=0,
-            max_size=connections,
-            timeout=timeout,
-            reconnect_timeout=timeout,
+            max_size=self._connections,
+            timeout=self.timeout,
+            reconnect_timeout=self.timeout,
             name=node,
             open=True,
         )
+
+    def _conninfo(self, node: str) -> dict[str, Any]:
+        return complete(self.view.conninfo(node, admin=self._admin))
+
+    def _suspect(self) -> None:
+        """The server did not answer."""
 
     def close(self) -> None:
         self._pool.close(timeout=1)
@@ -127,14 +154,7 @@ class Reader:
             yield self._held
             return
         deadline = time.monotonic() + (self.timeout if timeout is None else max(timeout, 0.001))
-        try:
-            connection = self._pool.getconn(deadline - time.monotonic())
-        except (PoolTimeout, PoolClosed) as error:
-            raise Unavailable(
-                f"{self.node}: {what}: no connection in time, nothing was done",
-                "Is the server up? See `pghc status`",
-                node=self.node,
-            ) from error
+        pool, connection = self._get(what, deadline)
         try:
             connection.seconds = max(deadline - time.monotonic(), 0.001)
             yield connection
@@ -145,6 +165,7 @@ class Reader:
                 f"{self.node}: {what}: the database is not set up yet, nothing was done", node=self.node
             ) from error
         except pg.OperationalError as error:
+            self._suspect()
             if not writes:
                 raise Unavailable(f"{self.node}: {what}: {_message(error)}", node=self.node) from error
             raise Indefinite(
@@ -153,7 +174,21 @@ class Reader:
                 node=self.node,
             ) from error
         finally:
-            self._pool.putconn(connection)
+            pool.putconn(connection)
+
+    def _get(self, what: str, deadline: float) -> tuple[ConnectionPool[BoundedConnection], BoundedConnection]:
+        while True:
+            pool, left = self._pool, deadline - time.monotonic()
+            try:
+                return pool, pool.getconn(min(left, SUSPECT))
+            except (PoolTimeout, PoolClosed) as error:
+                self._suspect()
+                if left <= SUSPECT or (pool.closed and pool is self._pool):
+                    raise Unavailable(
+                        f"{self.node}: {what}: no connection in time, nothing was done",
+                        "Is the server up? See `pghc status`",
+                        node=self.node,
+                    ) from error
 
     @contextmanager
     def snapshot(self) -> Iterator[Self]:
@@ -180,6 +215,13 @@ class Reader:
     def cursor(self, timeout: float | None = None) -> Cursor:
         """How far this server has come. On a replica: as far as it has replayed the log of its primary."""
         return Cursor(*self.rows(_CURSOR, what="read the cursor", timeout=timeout)[0])
+
+    def ends(self) -> Ends:
+        """How far this primary has come, and its replicas with it. What ``cursor`` tells lies before ``end``."""
+        query = f"""select position, zk_id, hash, chain, (pg_current_wal_insert_lsn() - '0/0')::bigint,
+                    (pghc.replicated() - '0/0')::bigint from ({_CURSOR}) c"""  # noqa: S608  # a literal
+        *cursor, end, replicated = self.rows(query, what="read the cursor")[0]
+        return Ends(Cursor(*cursor), end, replicated)
 
     def last(self, timeout: float | None = None) -> Row | None:
         """The entry with the greatest number that this server has, with or without those before it."""
@@ -285,11 +327,68 @@ class Reader:
         return anchor, count, [(row[0], row[1], row[2], row[3], row[4]) for row in rows]
 
 
-class Store(Reader):
+class Primary(Reader):
+    """Reads of a region's primary (default: ``view``'s), whichever node that is; ``node`` is the one that is asked now.
+
+    It begins with the one that ``view`` knows. Who has a client of ZooKeeper calls `follow`, and then learns at once
+    when another takes its place. Else a server that does not answer is the occasion to look.
+    """
+
+    def __init__(
+        self,
+        view: View,
+        region: str | None = None,
+        *,
+        timeout: float = 5.0,
+        connections: int = 4,
+        admin: bool = False,
+    ) -> None:
+        self.region = region or view.region
+        self._changing, self._looking = threading.Lock(), threading.Lock()
+        self._follower: Follower | None = None
+        super().__init__(view, view.primary(self.region), timeout=timeout, connections=connections, admin=admin)
+
+    def follow(self, client: Client) -> None:
+        """Ask the primary that consensus names from now on, as long as ``client`` lives."""
+        self._follower = Follower(client, self.region, lambda term: self.use(term.node))
+
+    def use(self, node: str) -> None:
+        """Ask ``node`` from now on. What waits for a connection to another one ends as `Unavailable`."""
+        with self._changing:
+            if node == self.node or self._pool.closed:
+                return
+            before, self.node, self._pool = self._pool, node, self._make_pool(node)
+        before.close(timeout=0)
+
+    def close(self) -> None:
+        with self._changing:
+            super().close()
+
+    def _conninfo(self, node: str) -> dict[str, Any]:
+        return super()._conninfo(node) | {"target_session_attrs": "read-write"}  # a replica is no primary any more
+
+    def _suspect(self) -> None:
+        if self._follower is None and self._looking.acquire(blocking=False):
+            threading.Thread(target=self._look, name=f"look for {self.region}'s primary", daemon=True).start()
+
+    def _look(self) -> None:
+        try:
+            client = connect(self.view, timeout=LOOK)
+            try:
+                self.use(terms.current(client, self.view, self.region, LOOK).node)
+            finally:
+                client.end()
+        except (PghcError, KazooException, KazooTimeoutError):
+            pass  # without a quorum nobody knows; the next failure looks again
+        finally:
+            self._looking.release()
+
+
+class Store(Primary):
     """Reads and writes of one region's primary, and waits for what arrives there."""
 
     def __init__(self, view: View, *, timeout: float = 5.0, connections: int = 8) -> None:
-        super().__init__(view, view.topology.region(view.region).primary, timeout=timeout, connections=connections)
+        super().__init__(view, timeout=timeout, connections=connections)
         self._progress = Progress(self)
 
     def close(self) -> None:
@@ -366,18 +465,18 @@ class Applier:
     """
 
     def __init__(self, store: Store) -> None:
-        self._node, self._timeout = store.node, store.timeout
+        self.node, self._timeout = store.node, store.timeout
         what = "begin to apply the log"
         try:
-            arguments = complete(store.view.conninfo(store.node)) | {"application_name": APPLIER}
+            arguments = {**store._conninfo(self.node), "application_name": APPLIER}
             self._connection = BoundedConnection.connect(**arguments, autocommit=True)
             self._connection.seconds = store.timeout
             self._connection.execute("select pg_replication_origin_session_setup('log')")
         except pg.ObjectInUse as error:
             self._connection.close()
-            raise Conflict(f"{self._node}: {what}: another session does already", node=self._node) from error
+            raise Conflict(f"{self.node}: {what}: another session does already", node=self.node) from error
         except psycopg.Error as error:
-            raise Unavailable(f"{self._node}: {what}: {_message(error)}", node=self._node) from error
+            raise Unavailable(f"{self.node}: {what}: {_message(error)}", node=self.node) from error
 
     def close(self) -> None:
         self._connection.close()
@@ -407,9 +506,9 @@ class Applier:
                     copy.write("".join([f"{request}\t{n}\t{at}\n" for request, n, at in requests if n not in early]))
                 cursor.execute("select pg_notify('pghc', '')")
         except pg.UniqueViolation as error:
-            raise Conflict(f"{self._node}: {what}: {_message(error)}", node=self._node) from error
+            raise Conflict(f"{self.node}: {what}: {_message(error)}", node=self.node) from error
         except psycopg.Error as error:
-            raise Indefinite(f"{self._node}: {what}: {_message(error)}", node=self._node) from error
+            raise Indefinite(f"{self.node}: {what}: {_message(error)}", node=self.node) from error
         return True
 
     def _early(self, cursor: psycopg.Cursor[TupleRow], upto: int, rows: Sequence[Row]) -> set[int]:
@@ -435,6 +534,7 @@ class Progress:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._node = store.node
         self._cursor: Cursor | None = None  # not known yet
         self._moved = threading.Condition()
         self._stop = threading.Event()
@@ -456,7 +556,8 @@ class Progress:
                 return Cursor()
             end = self._cursor.chain, position
             self._moved.wait_for(lambda: self._cursor and self._cursor.place >= end, deadline - time.monotonic())
-            return self._cursor
+            reached: Cursor | None = self._cursor  # none any more when another primary is asked since
+            return reached or Cursor()
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -466,19 +567,21 @@ class Progress:
                 self._stop.wait(0.2)  # the server is away: pace of the next attempt
 
     def _listen(self) -> None:
-        arguments = complete(self._store.view.conninfo(self._store.node))
-        with BoundedConnection.connect(**arguments, autocommit=True) as connection:
+        node = self._store.node
+        with BoundedConnection.connect(**self._store._conninfo(node), autocommit=True) as connection:
             connection.execute(sql.SQL("listen {}").format(sql.Identifier(CHANNEL)))
-            while not self._stop.is_set():
+            while not self._stop.is_set() and node == self._store.node:
                 # A notification says no more than that the cursor has moved: anybody may notify
                 current = connection.execute(_CURSOR).fetchone()
-                self._set(Cursor(*current or ()))
-                while not self._stop.is_set():
+                self._set(node, Cursor(*current or ()))
+                while not self._stop.is_set() and node == self._store.node:
                     if list(connection.notifies(timeout=0.5, stop_after=1)):
                         break
 
-    def _set(self, cursor: Cursor) -> None:
+    def _set(self, node: str, cursor: Cursor) -> None:
         with self._moved:
+            if node != self._node:  # another primary, which may have to catch up with what the one before had
+                self._node, self._cursor = node, None
             if self._cursor is None or cursor.place > self._cursor.place:
                 self._cursor = cursor
                 self._moved.notify_all()

@@ -53,6 +53,11 @@ class Region:
         return tuple(f"{self.name}-replica-{n}" for n in range(1, self.replicas + 1))
 
     @property
+    def databases(self) -> tuple[str, ...]:
+        """Its Postgres servers, the first of which is its first primary."""
+        return self.primary, *self.replica_names
+
+    @property
     def zookeeper(self) -> str:
         return f"{self.name}-zookeeper"
 
@@ -244,12 +249,19 @@ class View:
     """What the clients of one region see of the cluster.
 
     ``addresses``: node name to the address to dial from here: direct for this region's nodes, by the WAN for others'.
+    ``primaries``: region to the node that was its primary when this view was made, where it is not the first one.
     """
 
     region: str
     topology: Topology
     addresses: Mapping[str, Address]
     credentials: Credentials
+    primaries: Mapping[str, str] = field(default_factory=dict)
+
+    def primary(self, region: str | None = None) -> str:
+        """The primary of a region (default: this one) as far as this view knows: another may have followed it."""
+        name = region or self.region
+        return self.primaries.get(name) or self.topology.region(name).primary
 
     @property
     def zookeeper_hosts(self) -> str:
@@ -280,9 +292,11 @@ class View:
             "topology": self.topology.to_dict(),
             "addresses": {name: [at.host, at.port] for name, at in self.addresses.items()},
             "credentials": vars(self.credentials),
+            "primaries": dict(self.primaries),
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> View:
         addresses = {name: Address(host, port) for name, (host, port) in data["addresses"].items()}
-        return cls(data["region"], parse(data["topology"]), addresses, Credentials(**data["credentials"]))
+        credentials = Credentials(**data["credentials"])
+        return cls(data["region"], parse(data["topology"]), addresses, credentials, data.get("primaries", {}))

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pghc.cluster import CanPartition, CanPause, default_directory
-from pghc.cluster.kubernetes.kind import Kind, cluster_name
+from pghc.cluster.kubernetes.kind import Kind, cluster_name, environment
 from pghc.cluster.local.embedded import Embedded
 
 # Whatever starts the tests may ignore Ctrl-C, as a shell does for what runs in the background; processes inherit that.
@@ -47,9 +47,6 @@ def running_kind() -> Iterator[Kind]:
     if (missing := no_container_engine()) and "CI" not in os.environ:  # there it must not be left out in silence
         pytest.skip(missing)
     backend = Kind(cluster_name(default_directory()))
-    engine = subprocess.run(["docker", "info"], capture_output=True, timeout=60) if shutil.which("docker") else None
-    if engine is None or engine.returncode:
-        pytest.skip("no container engine runs here; cluster/node-image/engine.sh start, or Docker Desktop")
     was_there = backend.status().running
     backend.up(print)
     yield backend
@@ -59,7 +56,8 @@ def running_kind() -> Iterator[Kind]:
 
 def no_container_engine() -> str:
     """Why no cluster can be made on Kubernetes here; empty if it can."""
-    if missing := [tool for tool in ("docker", "kind", "kubectl") if not shutil.which(tool)]:
+    path = environment()["PATH"]
+    if missing := [tool for tool in ("docker", "kind", "kubectl") if not shutil.which(tool, path=path)]:
         return f"no cluster on Kubernetes: {', '.join(missing)} not installed"
     try:
         done = subprocess.run(["docker", "info"], capture_output=True, text=True, timeout=20, check=False)

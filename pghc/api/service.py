@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 from pghc.api.metrics import Metrics
 from pghc.chain import Row
 from pghc.errors import Behind, ClusterError, Indefinite, PghcError, Unavailable
-from pghc.store import Cursor, Reader
+from pghc.store import Cursor, Primary, Reader
 from pghc.topology import View
 from pghc.verify.audit import audit
 from pghc.verify.verdict import Verdict
@@ -62,18 +62,24 @@ class Reads:
     """The region's servers: its replicas in turn, then its primary."""
 
     def __init__(self, view: View, metrics: Metrics) -> None:
-        region = view.topology.region(view.region)
-        self.primary = region.primary
         self.cursors: dict[str, Cursor | None] = {}
         self._view, self._metrics = view, metrics
-        self._replicas = region.replica_names
-        self._readers = {name: Reader(view, name, timeout=READ) for name in (*self._replicas, self.primary)}
-        self._elsewhere: dict[str, Reader] = {}  # primaries of the other regions, once they are asked
+        self._primary = Primary(view, timeout=READ)
+        self._readers = {name: Reader(view, name, timeout=READ) for name in view.topology.region(view.region).databases}
+        self._elsewhere: dict[str, Primary] = {}  # of the other regions, once they are asked
         self._threads = ThreadPoolExecutor(24, "read")
         self._turns = count()
 
+    @property
+    def primary(self) -> str:
+        """The region's primary as of now."""
+        return self._primary.node
+
+    def _reader(self, name: str) -> Reader:
+        return self._primary if name == self.primary else self._readers[name]
+
     def close(self) -> None:
-        for reader in (*self._readers.values(), *self._elsewhere.values()):
+        for reader in (self._primary, *self._readers.values(), *self._elsewhere.values()):
             reader.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -88,7 +94,7 @@ class Reads:
                 await self._check_given(position)
             wait = PATIENT if name == self.primary else BRIEF
             try:
-                return await self._ask(self._readers[name], what, position, wait)
+                return await self._ask(self._reader(name), what, position, wait)
             except (Unavailable, Behind) as error:
                 failure = error
                 if isinstance(error, Unavailable):
@@ -97,7 +103,7 @@ class Reads:
         raise failure
 
     async def ask_primary(self, what: Callable[[Reader], T]) -> T:
-        return await self._ask(self._readers[self.primary], what)
+        return await self._ask(self._primary, what)
 
     async def verify(self, last: int, position: int = 0) -> Verdict:
         """The verdict on the last entries of one server."""
@@ -121,7 +127,7 @@ class Reads:
 
     async def _observe(self, name: str) -> None:
         try:
-            self._observed(name, await self._ask(self._readers[name], Reader.cursor))
+            self._observed(name, await self._ask(self._reader(name), Reader.cursor))
         except PghcError:
             self._observed(name, None)
         except Exception:  # it goes on observing, whatever it was
@@ -136,8 +142,9 @@ class Reads:
 
     def _order(self) -> list[str]:
         """Replicas in turn, then the primary; those that did not answer last time come last."""
-        turn = next(self._turns) % max(len(self._replicas), 1)
-        names = (*self._replicas[turn:], *self._replicas[:turn], self.primary)
+        replicas = [name for name in self._readers if name != self.primary]
+        turn = next(self._turns) % max(len(replicas), 1)
+        names = (*replicas[turn:], *replicas[:turn], self.primary)
         return sorted(names, key=lambda name: name in self.cursors and self.cursors[name] is None)
 
     async def _ask(self, reader: Reader, what: Callable[[Reader], T], position: int = 0, wait: float = 0.0) -> T:
@@ -153,10 +160,10 @@ class Reads:
 
         While some region cannot be asked nothing is known, and nothing is raised.
         """
-        for region in self._view.topology.regions:
-            if region.primary not in self._readers | self._elsewhere:
-                self._elsewhere[region.primary] = Reader(self._view, region.primary, timeout=READ, connections=1)
-        primaries = (self._readers[self.primary], *self._elsewhere.values())
+        for region in self._view.topology.names:
+            if region != self._view.region and region not in self._elsewhere:
+                self._elsewhere[region] = Primary(self._view, region, timeout=READ, connections=1)
+        primaries = (self._primary, *self._elsewhere.values())
         answers = await asyncio.gather(*(self._ask(each, Reader.last) for each in primaries), return_exceptions=True)
         if all(not isinstance(last, BaseException) and (last.zk_id if last else 0) < position for last in answers):
             raise NeverGiven(

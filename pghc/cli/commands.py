@@ -26,14 +26,14 @@ from pghc.chain import Row
 from pghc.cli import interrupts, terminal
 from pghc.cli.demo import tell
 from pghc.cli.terminal import out, put_error, put_json, put_table, put_verdict
-from pghc.cluster import BACKENDS, Backend, default_directory, open_backend
+from pghc.cluster import BACKENDS, Backend, CanReplace, default_directory, open_backend
 from pghc.cluster.local.embedded import Embedded
 from pghc.cluster.surroundings import place
 from pghc.errors import BadInput, ClusterError, PghcError
 from pghc.faults.injection import Faults
 from pghc.faults.trials import trial
 from pghc.live import show
-from pghc.store import Reader, Store
+from pghc.store import Primary, Store
 from pghc.topology import View, load
 from pghc.verify import history
 from pghc.verify.audit import audit, audit_regions
@@ -81,12 +81,20 @@ def up(
     topology: Annotated[
         Path | None, typer.Option(help="Regions and delays of a new cluster, as in pghc/topology.toml.")
     ] = None,
+    durable: Annotated[
+        bool | None,
+        typer.Option(help="Wait for the disk, so that the machine may lose its power. Default: as before, first no."),
+    ] = None,
     backend: Where = "embedded",
     directory: Directory = None,
     json: AsJson = False,
 ) -> None:
     """Start the cluster, or start again what is missing of it, and open links that are cut."""
     cluster = open_backend(backend, directory, load(str(topology)) if topology else None)
+    if isinstance(cluster, Embedded):
+        cluster.durable = durable
+    elif durable is False:
+        raise BadInput(f"the backend {cluster.name} is durable", "The embedded one need not be.")
     terminal.start(cluster)
     _put_status(cluster, json)
 
@@ -120,11 +128,46 @@ def _put_status(cluster: Backend, json: bool) -> int:
                 out.print(f"link {link.source} → {link.target}: {link.state}, {link.delay_ms:g} ms one way")
         started = f", started in {now.up_seconds:.1f} s" if now.up_seconds is not None else ""
         out.print(f"{now.backend} cluster in {now.directory}: {now.memory / 1e6:.0f} MB{started}")
+        machine = "and the machine's" if now.durable else "not the machine's"
+        out.print(f"What is acknowledged survives the death of any process, {machine}.")
         if not now.healthy:
             out.print(f"Not everything answers: {now.remedy}", style="yellow")
     else:
         out.print(f"no {now.backend} cluster runs in {now.directory}: `pghc up` starts one")
     return 0 if now.healthy else 1 if now.running else 2
+
+
+@app.command()
+def promote(
+    region: Annotated[str, typer.Argument(help="The region whose primary is lost, or is to be another.")],
+    to: Annotated[str | None, typer.Option(help="The replica. Default: the one that has most.")] = None,
+    backend: Where = "embedded",
+    directory: Directory = None,
+) -> None:
+    """Make a replica the region's primary. What it had not received comes from the log."""
+    cluster = _replacing(open_backend(backend, directory))
+    with terminal.steps(f"promoting a replica of {region}") as say:
+        node = cluster.promote(region, to, say)
+    out.print(f"{node} is the primary of {region}", markup=False)
+
+
+@app.command()
+def rebuild(
+    name: Annotated[str, typer.Argument(help="The server, as `pghc status` names it, or a whole region.")],
+    backend: Where = "embedded",
+    directory: Directory = None,
+) -> None:
+    """Give a server its data back from those that have it; a region, all that lack theirs."""
+    cluster = _replacing(open_backend(backend, directory))
+    with terminal.steps(f"rebuilding {name}") as say:
+        cluster.rebuild(name, say)
+    out.print(f"{name} is rebuilt", markup=False)
+
+
+def _replacing(cluster: Backend) -> CanReplace:
+    if not isinstance(cluster, CanReplace):
+        raise BadInput(f"the backend {cluster.name} cannot replace servers", "The embedded backend can.")
+    return cluster
 
 
 # The chain
@@ -221,7 +264,7 @@ def verify(
     with terminal.bar("verifying"):
         if region:
             view = _view(cluster, region)
-            with Reader(view, view.topology.region(region).primary, timeout=60) as reader:
+            with Primary(view, timeout=60) as reader:
                 whole = audit(reader, last)
         else:
             whole, each = audit_regions({name: cluster.view(name) for name in names}, last)
@@ -424,6 +467,17 @@ def kill(node: Server, seconds: Seconds = 5, backend: Where = "embedded", direct
 def pause(node: Server, seconds: Seconds = 5, backend: Where = "embedded", directory: Directory = None) -> None:
     """Stop a server in its tracks, its connections open."""
     _hurt(Faults(open_backend(backend, directory)).pause(node), seconds, f"{node} paused")
+
+
+@faults.command()
+def lose(
+    name: Annotated[str, typer.Argument(help="Server, as `pghc status` names it, or region.")],
+    backend: Where = "embedded",
+    directory: Directory = None,
+) -> None:
+    """Kill -9 a server, or a whole region, and delete its data. Nothing heals this by itself: see promote, rebuild."""
+    _replacing(open_backend(backend, directory)).lose(name)
+    out.print(f"{name}: lost, with its data. `pghc status` says what to do", markup=False)
 
 
 # Guided tours

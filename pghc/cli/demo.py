@@ -15,7 +15,7 @@ from pghc.chain import Row
 from pghc.cli import interrupts, terminal
 from pghc.cli.terminal import colour, rows_table
 from pghc.cluster import Backend
-from pghc.store import Reader
+from pghc.store import Primary
 from pghc.verify.checker import Verdict
 from pghc.workload.latency import round_trips, take_numbers
 from pghc.workload.runs import Run
@@ -184,7 +184,7 @@ class Demo:
     def newest(self) -> dict[str, Row]:
         found = {}
         for name, view in self.views.items():
-            with Reader(view, view.topology.region(name).primary) as reader:
+            with Primary(view) as reader:
                 if row := reader.last():
                     found[name] = row
         return found

@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -163,14 +163,21 @@ def bar(what: str) -> Iterator[tuple[Progress, Any]]:
         yield progress, progress.add_task(what, total=None, note="")
 
 
+@contextmanager
+def steps(what: str) -> Iterator[Callable[[str], None]]:
+    """A progress bar that shows each step that it is told."""
+    with bar(what) as (progress, task):
+        yield lambda step: progress.update(task, note=escape(step))
+
+
 def start(backend: Backend) -> None:
     """`Backend.up` with a progress bar. Interrupted, it stops again what it started."""
     before = backend.status()
     interrupts.leaves("the cluster runs as before" if before.running else "the cluster is stopped again")
     made = not before.running and not Path(before.directory).exists()
     try:
-        with bar("starting the cluster") as (progress, task):
-            backend.up(lambda step: progress.update(task, note=escape(step)))
+        with steps("starting the cluster") as say:
+            backend.up(say)
     except BaseException:
         if interrupts.code and not before.running:
             with interrupts.held(), bar("stopping the cluster"):

@@ -43,6 +43,7 @@ class NodeStatus:
 class Status:
     """The whole cluster. ``memory``: of all its processes; ``up_seconds``: how long the last `up` took.
 
+    ``durable``: what was acknowledged survives the loss of the machine's power; else only the death of any process.
     ``remedy``: what makes answer what does not, as a sentence.
     """
 
@@ -53,6 +54,7 @@ class Status:
     links: Sequence[LinkStatus]
     memory: int = 0
     up_seconds: float | None = None
+    durable: bool = True
     remedy: str = "`pghc up` starts again what is missing."
 
     @property
@@ -100,6 +102,23 @@ class CanPause(Protocol):
 
     def resume(self, node: str) -> None:
         """Let them go on. Returns when the server is accessible."""
+
+
+@runtime_checkable
+class CanReplace(Protocol):
+    """Servers are lost for good, and replaced. ``name``: a server, or a region with all its servers."""
+
+    def lose(self, name: str) -> None:
+        """End the servers at once and delete their data."""
+
+    def promote(self, region: str, to: str | None = None, progress: Progress = ...) -> str:
+        """Make a replica the primary: the farthest, or ``to``; returns its name. Idempotent.
+
+        Raises `BadInput`, `ClusterError` when no replica can, `Unavailable` without a quorum.
+        """
+
+    def rebuild(self, name: str, progress: Progress = ...) -> None:
+        """Give servers their data back, from those that have it. Raises `BadInput`, `ClusterError`."""
 
 
 @runtime_checkable

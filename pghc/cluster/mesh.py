@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,7 +12,7 @@ from psycopg import sql
 from psycopg.rows import TupleRow
 
 from pghc.errors import ClusterError, PghcError
-from pghc.store import Reader
+from pghc.store import Primary, Reader
 from pghc.topology import View
 
 
@@ -23,7 +24,7 @@ def reset(views: Sequence[View], position: int, *, timeout: float = 20.0) -> Non
     """
     deadline = time.monotonic() + timeout
     primaries = {
-        view.region: Reader(view, view.topology.region(view.region).primary, admin=True, timeout=timeout)
+        view.region: Primary(view, admin=True, timeout=timeout)
         for view in views
     }
     ends: dict[str, str | None] = {}
@@ -67,13 +68,12 @@ def wait_for_mesh(views: Sequence[View], *, timeout: float = 20.0) -> None:
     query = "select count(*) from pg_stat_replication r join pg_replication_slots s on s.active_pid = r.pid \
              where s.slot_type = 'logical' and r.state = 'streaming'"
     for view in views:
-        node = view.topology.region(view.region).primary
-        with Reader(view, node, admin=True, timeout=timeout, connections=1) as store:
+        with Primary(view, admin=True, timeout=timeout, connections=1) as store:
             while (streams := store.rows(query, what="watch replication")[0][0]) < len(views) - 1:
                 if time.monotonic() > deadline:
                     raise ClusterError(
-                        f"{node}: {streams} of {len(views) - 1} regions took up its rows again within {timeout:g} s",
-                        "Look at the links with `pghc status`, and heal them with `pghc up`", node=node,
+                        f"{store.node}: {streams} of {len(views) - 1} regions read it again within {timeout:g} s",
+                        "Look at the links with `pghc status`, and heal them with `pghc up`", node=store.node,
                     )  # fmt: skip
                 time.sleep(0.02)  # that a stream begins is not notified
 
@@ -90,7 +90,7 @@ def publisher(subscription_name: str) -> str:
 
 def subscriber(slot_name: str) -> str:
     """The region whose subscription takes a primary's rows by this slot."""
-    return slot_name.removeprefix("to_").replace("_", "-")
+    return re.sub(r"^(t\d+_\d+_)?to_", "", slot_name).replace("_", "-")
 
 
 def _subscriptions(store: Reader) -> list[tuple[int, str]]:

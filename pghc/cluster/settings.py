@@ -1,10 +1,10 @@
 """What Postgres and ZooKeeper are told: their settings, roles, slots and subscriptions. Pure text, for every backend.
 
 Names: a subscription is called after the region it reads ("from_eu_west"), its slot on the publisher after the region
-that reads ("to_us_east"), a replica's slot after the replica ("us_east_replica_1").
+that reads ("to_us_east"; in later terms with their epochs), a replica's slot after the replica ("us_east_replica_1").
 
-A Postgres server dials others by libpq's *service* names, which are the names of the nodes: a file that is rewritten
-when addresses change says where each is, so that no subscription and no replica has to be changed with it.
+A Postgres server dials others by libpq's *service* names: that of a region's first primary leads to its primary of now.
+A file that is rewritten says where each is, so that no subscription and no replica has to be changed with it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ def identifier(name: str) -> str:
 
 # Postgres
 
+#: Megabytes of write-ahead log that a reader may be behind; a link that is cut under full load costs 15 MB a second.
+SLOT_MB = 512
+
 #: What every server gets. A region has some dozen connections, a few writing; all nine share one machine's memory.
 POSTGRES: dict[str, str | int] = {
     "unix_socket_directories": "",
@@ -45,6 +48,8 @@ POSTGRES: dict[str, str | int] = {
     "max_wal_size": "256MB",
     "max_wal_senders": 16,
     "max_replication_slots": 16,
+    # What a server keeps for readers that are away; then their slots are given up, and `pghc up` makes good for it.
+    "max_slot_wal_keep_size": f"{SLOT_MB}MB",
     "max_logical_replication_workers": 8,
     "hot_standby_feedback": "on",
     "wal_receiver_status_interval": "1s",
@@ -129,6 +134,15 @@ def database() -> list[str]:
     return [f"create database {DATABASE}"]
 
 
+def slot(reader: str, publisher_epoch: int, reader_epoch: int) -> str:
+    """The slot by which region ``reader`` takes a primary's rows, while the terms of these epochs last.
+
+    The first terms' is the plain one. `pghc.cluster.mesh.subscriber` is the inverse.
+    """
+    terms = f"t{publisher_epoch}_{reader_epoch}_" if publisher_epoch or reader_epoch else ""
+    return f"{terms}to_{identifier(reader)}"
+
+
 def slots(topology: Topology, region: str) -> list[str]:
     """Statements for a region's primary: a slot for each reader. Before any subscription of the mesh is made."""
     here = topology.region(region)
@@ -138,25 +152,28 @@ def slots(topology: Topology, region: str) -> list[str]:
             for replica in here.replica_names
         ),
         *(
-            f"select pg_create_logical_replication_slot('to_{identifier(other)}', 'pgoutput')"
+            f"select pg_create_logical_replication_slot('{slot(other, 0, 0)}', 'pgoutput')"
             for other in topology.names
             if other != region
         ),
     ]
 
 
-def subscriptions(topology: Topology, region: str) -> list[str]:
+def subscriptions(topology: Topology, region: str, slots: Mapping[str, str] | None = None) -> list[str]:
     """Statements for a region's primary: it reads each other primary, and only what was written there.
+
+    ``slots``: the regions to read, and by which slot; without it all of them, by the slots of their first terms.
 
     ``origin = none``: rows that a publisher got by replication are not passed on, else they would go round for ever.
     Slots exist already, for those that two subscriptions make of each other can wait for one another.
     """
+    if slots is None:
+        slots = {other: slot(region, 0, 0) for other in topology.names if other != region}
     return [
         f"create subscription from_{identifier(other)} connection 'service={topology.region(other).primary}' "
-        f"publication {PUBLICATION} with (slot_name = to_{identifier(region)}, create_slot = false, copy_data = false, "
+        f"publication {PUBLICATION} with (slot_name = {name}, create_slot = false, copy_data = false, "
         f"origin = none, streaming = off)"
-        for other in topology.names
-        if other != region
+        for other, name in slots.items()
     ]
 
 
@@ -181,7 +198,13 @@ ZOOKEEPER: dict[str, str | int] = {
 
 JVM = (
     "-Xms8m",
-    "-Xmx128m",
+    # Made for `pghc.sequencer.LOG_BYTES` (24 MB), the most that a log holds which nobody takes out. Measured at 28 MB:
+    # 195 MB for a leader when entries have one append each, 238,000 of them (700 bytes a node in its tree, and the last
+    # 500 transactions once more, for followers that lag: `commitLogCount`, of which 500 is the least); 130 MB when they
+    # have 1,000. What was full before 44 MB of log was 128 MB.
+    "-Xmx256m",
+    # A server without memory would go on without the threads that found none, and be silent: its end can be seen.
+    "-XX:+ExitOnOutOfMemoryError",
     "-Xss256k",
     "-XX:+UseSerialGC",
     "-XX:TieredStopAtLevel=1",
@@ -203,6 +226,13 @@ JVM = (
     "-Dorg.slf4j.simpleLogger.showDateTime=true",
     "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSSX",
 )
+
+#: A server whose data is gone would vote without what it had acknowledged, and with its vote a quorum could forget an
+#: entry. With this it votes for nobody, and counts in no election, before it has everything from a leader that others
+#: follow (ZOOKEEPER-261): it has left and joined, under its old id. A new cluster's servers are told by a file,
+#: "initialize", that there is nothing to remember. Dynamic reconfiguration would give all servers the same addresses of
+#: each other, and here each region has its own way, by the WAN.
+JVM_REMEMBERS = ("-Dzookeeper.db.autocreate=false",)
 
 #: One arena for malloc: the heap of Java's threads is not there. The locale is how Java learns to read names of files,
 #: such as its jars in a home directory.

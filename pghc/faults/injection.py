@@ -8,12 +8,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pghc.cluster import Backend, CanKill, CanPartition, CanPause
+from pghc.cluster import Backend, CanKill, CanPartition, CanPause, CanReplace
 from pghc.cluster.wan import LinkState
-from pghc.errors import BadInput
+from pghc.errors import BadInput, ClusterError, Conflict, Unavailable
+
+#: Seconds for which it is tried to replace what was lost.
+PERSIST = 40.0
+
+
+def _persist(step: Callable[[], object]) -> None:
+    """Try again while other faults are in the way. Raises what the last attempt did."""
+    end = time.monotonic() + PERSIST
+    while True:
+        try:
+            step()
+        except (ClusterError, Conflict, Unavailable):
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.5)
+        else:
+            return
 
 
 class Faults:
@@ -51,6 +69,26 @@ class Faults:
             yield
         finally:
             backend.resume(name)
+
+    @contextmanager
+    def lose(self, name: str) -> Iterator[None]:
+        """End a server, or all of a region, and delete its data; afterwards what is left replaces it.
+
+        Where a primary is lost that has replicas, one of them is the primary afterwards, unless the block has promoted
+        another already.
+        """
+        backend = self._backend
+        if not isinstance(backend, CanReplace):
+            raise self._cannot("lose servers")
+        topology = backend.topology
+        region = name if name in topology.names else topology.node(name).region
+        try:
+            backend.lose(name)
+            yield
+        finally:
+            if name == backend.view(region).primary() and topology.region(region).replicas:
+                _persist(lambda: backend.promote(region))
+            _persist(lambda: backend.rebuild(name))
 
     def restart(self, node: str) -> None:
         """End a server at once and start it again. Returns when it is accessible."""

@@ -16,10 +16,14 @@ KINDS = {
     "cut": 3,
     "slow": 2,
     "reset": 1,
+    "lose": 1,
     "kill-clients": 3,
     "lose-replies": 4,
     "pause-clients": 2,
 }
+#: A server is lost with its data, and replaced: one at a time, and nothing else happens to its region's databases until
+#: so many seconds after it is to be replaced.
+LOSE, REPLACED = "lose", 8.0
 #: In one run of so many, another program begins a chain under it.
 BEGIN, BEGUN = "begin-chain", 4
 #: Seconds that a fault lasts. Most are short; one in `RARE` may last beyond sessions, retries and time-outs.
@@ -72,6 +76,9 @@ def schedule(
             if dice.randrange(DOUBLE) == 0:
                 targets += (dice.choice([name for name in outages if name not in targets]),)
             taken = targets
+        elif kind == LOSE:
+            targets = (dice.choice((region.primary, *region.replica_names[:1], region.zookeeper)),)
+            taken = (*region.databases, region.zookeeper, LOSE)
         elif kind == "kill-clients":
             targets, length = (region.name, dice.choice(list(steps))), 0.0
         elif kind == "lose-replies":
@@ -80,7 +87,7 @@ def schedule(
             targets, taken = regions, ("links",)
             amount = topology.delay_ms(*regions) * dice.choice((3, 6)) if kind == "slow" else 0.0
         if all(busy.get(name, 0.0) <= now for name in taken):
-            busy |= dict.fromkeys(taken, now + length + 0.5)
+            busy |= dict.fromkeys(taken, now + length + (REPLACED if kind == LOSE else 0.5))
             events.append(Event(round(now, 2), round(length, 2), kind, targets, round(amount, 1)))
         now += dice.uniform(0.2, 2.0)
     if BEGIN not in leave_out and dice.randrange(BEGUN) == 0 and seconds > 2 * QUIET:

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from pghc.cluster import Backend
+from pghc.cluster import Backend, CanReplace
 from pghc.faults.injection import Faults
 from pghc.faults.nemesis import Nemesis
-from pghc.faults.schedule import BEGIN, Event, schedule
+from pghc.faults.schedule import BEGIN, LOSE, Event, schedule
 from pghc.verify.verdict import Verdict
 from pghc.workload import runs
 from pghc.workload.runs import Run, assign
@@ -76,7 +76,10 @@ def trial(
     kinds = [writer_class(name) for _, name in assign(writer, backend.topology.names)]
     exact = all(kind.exactly_once for kind in kinds)
     steps = sorted({step for kind in kinds for step in kind.steps})
-    events = schedule(seed, backend.topology, seconds, steps, leave_out=() if exact else (BEGIN,))
+    impossible = [] if exact else [BEGIN, LOSE]  # what others acknowledge is lost with a primary
+    if not isinstance(backend, CanReplace):
+        impossible.append(LOSE)
+    events = schedule(seed, backend.topology, seconds, steps, leave_out=impossible)
     nemesis = Nemesis(Faults(backend), events, say)
     chosen = {"segment_size": random.Random(seed).choice(SEGMENT_SIZES)} | options  # noqa: S311  # repeatable
     done = run(backend, writer, seconds=seconds, seed=seed, during=nemesis, **chosen)

@@ -18,7 +18,7 @@ from psycopg import sql
 
 from pghc.errors import Behind, Conflict, PghcError
 from pghc.lab.plots import Message
-from pghc.store import Reader
+from pghc.store import Primary, Reader
 from pghc.topology import View
 
 _TABLE = """
@@ -41,7 +41,7 @@ class Board:
     def __init__(self, views: Sequence[View]) -> None:
         self.views = {view.region: view for view in views}
         self._primaries = {
-            view.region: Reader(view, view.topology.region(view.region).primary, admin=True, timeout=20, connections=2)
+            view.region: Primary(view, admin=True, timeout=20, connections=2)
             for view in views
         }
         self._readers: dict[str, Reader] = {}

@@ -85,7 +85,7 @@ class Figures:
         """The labels of the entries that cannot all be right, and what the figure says of them."""
         if anomaly is None:
             return [], "" if plots.inversions(messages) else "Every region saw every entry after those before it"
-        origin = {region.primary: region.name for region in self._topology.regions}
+        origin = {node.name: node.region for node in self._topology.nodes}
         at = {message.label: message for message in messages}
         rows = [row for row in dict.fromkeys(anomaly.rows) if row.node_id in origin]
         names = [f"{row.zk_id}" if f"{row.zk_id}" in at else f"{row.zk_id} {origin[row.node_id]}" for row in rows]

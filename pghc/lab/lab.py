@@ -33,7 +33,7 @@ from pghc.faults.injection import Faults
 from pghc.lab.figures import Figures
 from pghc.live import show
 from pghc.live.widget import Watch
-from pghc.store import Reader
+from pghc.store import Primary, Reader
 from pghc.topology import Topology, View
 from pghc.verify.audit import audit, audit_regions
 from pghc.verify.checker import Verdict
@@ -42,7 +42,7 @@ from pghc.workload import chains, runs
 from pghc.workload.latency import round_trips
 from pghc.workload.lease import Lease
 from pghc.workload.runs import Run
-from pghc.writers import open_writer
+from pghc.writers import open_writer, writer_class
 from pghc.zookeeper import connect
 
 
@@ -140,7 +140,7 @@ class Lab:
         It runs as a client of that region, and as the superuser with ``admin``. A statement without a result gives the
         number of rows that it touched. Raises `Unavailable`, or Postgres' own error.
         """
-        node = self.topology.region(where).primary if where in self.regions else self.topology.node(where).name
+        node = self.view(where).primary() if where in self.regions else self.topology.node(where).name
         view = self.view(self.topology.node(node).region)
         with (
             Reader(view, node, timeout=30, connections=1, admin=admin) as reader,
@@ -185,8 +185,12 @@ class Lab:
         return chains.settle([self.view(name) for name in self.regions]) is not None
 
     def append(self, region: str, writer: str = "causal", request_id: str | None = None) -> Row:
-        """Append one entry as a client of ``region``. Raises `Unavailable`, `Conflict`, `Indefinite`."""
-        with open_writer(writer, self.view(region)) as chosen:
+        """Append one entry as a client of ``region``. Raises `Unavailable`, `Conflict`, `Indefinite`.
+
+        A run that uses the chain learns of it; one whose writer orders otherwise makes it raise `InUse`.
+        """
+        view, ordering = self.view(region), writer_class(writer).ordering
+        with Lease(view, "an append in a notebook", ordering, fresh=False), open_writer(writer, view) as chosen:
             return chosen.append(request_id or str(uuid4()))
 
     def run(self, writer: str, *, clients: int = 2, seconds: float = 3.0, **options: Any) -> Run:
@@ -206,7 +210,7 @@ class Lab:
         """The verdict on the tables as they stand: on one region's primary, or on all of them compared."""
         if region:
             view = self.view(region)
-            with Reader(view, view.topology.region(region).primary, timeout=60) as reader:
+            with Primary(view, timeout=60) as reader:
                 return audit(reader, last)
         return audit_regions({name: self.view(name) for name in self.regions}, last)[0]
 

@@ -27,7 +27,7 @@ from pghc.chain import Row, extend, link
 from pghc.cluster import Backend
 from pghc.cluster.mesh import subscription
 from pghc.errors import ClusterError, Indefinite
-from pghc.store import Reader, Store
+from pghc.store import Primary, Store
 from pghc.topology import View
 from pghc.verify.checker import Verdict, check
 from pghc.verify.history import Event, Read
@@ -207,8 +207,8 @@ def skip_what_waits(subscriber: View, publisher: View) -> None:
     """Let a region leave out all that another one has written up to now and that has not been applied here."""
     name = subscription(publisher.region)
     with (
-        Reader(publisher, publisher.topology.region(publisher.region).primary, admin=True) as there,
-        Reader(subscriber, subscriber.topology.region(subscriber.region).primary, admin=True) as here,
+        Primary(publisher, admin=True) as there,
+        Primary(subscriber, admin=True) as here,
         here.connection("skip", writes=True) as connection,
     ):
         end = there.rows("select pg_current_wal_lsn()::text")[0][0]
@@ -299,7 +299,6 @@ class SequencedWriter(Base):
             self.store = stack.enter_context(Store(view))
             self.client = connect(view)
             stack.callback(self.client.end)
-            self.node_id = self.store.node
             self.base = self.store.cursor().chain
             self.errors = errors
             self.sequencer = make(self.client, folder)

@@ -17,7 +17,7 @@ from pghc.chain import Row
 from pghc.errors import PghcError
 from pghc.lab.plots import Message
 from pghc.sequencer import Sequencer
-from pghc.store import Reader
+from pghc.store import Primary, Reader
 from pghc.topology import View
 
 # A row that came by replication carries the commit time of where it was written: often, not always, the node it names
@@ -34,12 +34,12 @@ def writes(views: Sequence[View], first: int = 1, last: int = 1 << 62) -> list[M
     ``views``: of each region. Labels are the zk_id, with the region where several entries claim one number. Raises
     `Unavailable` when a primary cannot be reached.
     """
-    origin_of = {view.topology.region(view.region).primary: view.region for view in views}
+    origin_of = {node.name: node.region for view in views for node in view.topology.nodes}
     rows: dict[str, Row] = {}
     seen: dict[str, dict[str, float]] = {}
     positions: dict[str, int] = {}
     for view in views:
-        with Reader(view, view.topology.region(view.region).primary) as reader:
+        with Primary(view) as reader:
             for request, position, zk_id, node_id, digest, had in reader.rows(_WRITES, first, last):
                 rows.setdefault(request, Row(zk_id, node_id, digest))
                 positions[request] = position

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from pghc.cluster import Backend, CanKill, CanPartition, CanPause
 from pghc.errors import BadInput, PghcError
+from pghc.live.observer import Observer
 from pghc.live.stream import Stream
 from pghc.workload import runs
 from pghc.writers import NAMES
@@ -77,15 +78,15 @@ def coasts() -> list[list[float]]:
 
 
 class Control:
-    """Does to the cluster what is asked; what came of it is told in ``stream``. ``look``: called after each."""
+    """Does to the cluster what is asked; what came of it is told in ``stream``, and ``observer`` looks at it."""
 
-    def __init__(self, backend: Backend, stream: Stream, look: Callable[[], None]) -> None:
-        self._backend, self._stream, self._look = backend, stream, look
+    def __init__(self, backend: Backend, stream: Stream, observer: Observer) -> None:
+        self._backend, self._stream, self._observer = backend, stream, observer
         self._pool = ThreadPoolExecutor(4, "live")
         self._lock = threading.Lock()
         self._crew: runs.Crew | None = None
         self._running = self._stopping = False
-        self.history: Path | None = None  # of the last run that was started here, and is over
+        self._judged: tuple[int, Path | None] = -1, None  # the chain of the last run that was started here, its history
         self._does: Mapping[str, Callable[..., None]] = {
             "run": self._run,
             "stop": self.stop,
@@ -107,6 +108,12 @@ class Control:
         while self._running and time.monotonic() < deadline:
             time.sleep(0.05)
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def history(self) -> Path | None:
+        """Of the run that was started here, if its chain is the one that is seen."""
+        chain, path = self._judged
+        return path if chain == self._observer.chain else None
 
     def do(self, order: Mapping[str, Any]) -> None:
         """Begin what ``order`` says, such as ``{"do": "kill", "node": "eu-west-primary"}``. Raises `BadInput`."""
@@ -140,7 +147,7 @@ class Control:
         except Exception as trouble:
             error = f"unexpected {type(trouble).__name__}: {trouble}"
         self._stream.put({"k": "did", "t": _now(), "n": name, "x": said, "e": error})
-        self._look()
+        self._observer.look()
 
     # Runs
 
@@ -148,7 +155,7 @@ class Control:
         with self._lock:
             if self._running:
                 raise BadInput("a run is on already", "Stop it first.")
-            self._running, self._stopping, self.history = True, False, None
+            self._running, self._stopping = True, False
 
         def tell(state: str, ok: int = 0, **more: Any) -> None:
             self._stream.put({"k": "run", "t": _now(), "s": state, "w": writer, "c": clients, "ok": ok, **more})
@@ -168,7 +175,7 @@ class Control:
             )
             tell("judging", done.appends)
             verdict = done.verdict
-            self.history = done.path
+            self._judged = self._observer.chain, done.path
             first = verdict.anomalies[0] if verdict.anomalies else None
             tell("done", done.appends, failed=done.failed + done.unknown, seconds=round(done.seconds, 1),
                  v=verdict.valid, x=str(verdict), n=first.zk_id if first else None)  # fmt: skip

@@ -21,7 +21,10 @@ STRETCH, AROUND = 200, 24
 
 def stride(more: int) -> int:
     """Which multiples of ``more`` new entries to look at; those of one stride are also those of a smaller one."""
-    return next((each for each, limit in ((1, 12), (16, 200), (256, 3_200)) if more <= limit), 4_096)
+    every = 1
+    while more > 12 * every:
+        every *= 4
+    return every
 
 
 class Evidence:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, Self
@@ -17,7 +17,7 @@ from uuid import UUID
 
 import psycopg
 
-from pghc.chain import Row
+from pghc.chain import ROOT, Row, link
 from pghc.cluster import Backend, CanPartition
 from pghc.errors import PghcError
 from pghc.live.evidence import Evidence, stride
@@ -25,7 +25,7 @@ from pghc.live.stream import Event, Stream
 from pghc.sequencer import Sequencer
 from pghc.store import CHANNEL, BoundedConnection
 from pghc.topology import Node, View
-from pghc.verify.hashchain import verify
+from pghc.verify.hashchain import verify_chain
 from pghc.workload.latency import round_trips
 
 #: Seconds: between two looks at a primary that has news, at a replica, at links, at ZooKeeper, at all distances.
@@ -144,6 +144,11 @@ class Observer:
                 del self._unnumbered[next(iter(self._unnumbered))]
 
     @property
+    def chain(self) -> int:
+        """The log position at which the chain began that is seen."""
+        return self._evidence.chain
+
+    @property
     def wanted(self) -> tuple[int, int] | None:
         return self._evidence.wanted
 
@@ -205,10 +210,10 @@ class Observer:
             self._amiss.clear()
             with suppress(PghcError):
                 if isinstance(self.backend, CanPartition):
-                    for link in self.backend.links():
-                        if links.get((link.source, link.target)) != (link.delay_ms, link.state):
-                            links[link.source, link.target] = link.delay_ms, link.state
-                            here = {"a": link.source, "b": link.target, "ms": link.delay_ms, "s": link.state}
+                    for at in self.backend.links():
+                        if links.get((at.source, at.target)) != (at.delay_ms, at.state):
+                            links[at.source, at.target] = at.delay_ms, at.state
+                            here = {"a": at.source, "b": at.target, "ms": at.delay_ms, "s": at.state}
                             self.stream.put({"k": "link", "t": _now(), **here})
                 if amiss and time.monotonic() > asked + 0.5 and not self.stopped:
                     for node in self.backend.status().nodes:
@@ -237,6 +242,8 @@ class _Primary:
         self._observer, self._view, self._node = observer, view, node
         self._seen, self._verified, self._answered = Seen(), 0, (0, 0)
         self._missing: list[int] = []
+        self._hashes: dict[int, str] = {0: ROOT}  # of the newest rows that were seen, and the nodes in them
+        self._nodes: dict[int, str] = {}
         self._broken = False
 
     def run(self) -> None:
@@ -263,7 +270,7 @@ class _Primary:
         if chain != self._seen.chain:  # of a chain that was there before we came, the newest rows are enough
             start = max(top - 30, 0) if self._seen.chain < 0 else 0
             self._seen, self._verified, self._broken = Seen(chain, start, start, 0), 0, False
-            self._missing = []
+            self._missing, self._hashes, self._nodes = [], {0: ROOT}, {}
         seen, wanted = self._seen, self._observer.wanted or (0, 0)
         if (mark, top) == (seen.mark, seen.top) and wanted == self._answered and self._verified == mark:
             return
@@ -278,6 +285,7 @@ class _Primary:
         broken = self._recompute(connection, mark)
         event = {"k": "at", "t": now, "v": self._node.name, "w": mark, "m": top, "c": chain, "h": digest[:8]}
         self._observer.tell(self._view.region, event, rows, self._verified, broken, chain)
+        self._observer.stream.put(*self._breaks(rows, now))
 
     def _fresh(self, connection: BoundedConnection, mark: int, top: int, wanted: tuple[int, int]) -> list[Any]:
         """The new rows, or of many the multiples of a `stride` and the newest."""
@@ -308,6 +316,20 @@ class _Primary:
             "o": came,
         }
 
+    def _breaks(self, rows: Sequence[Event], now: float) -> Iterator[Event]:
+        """Which of these rows, or of those after them, do not follow from the one before, where that has been seen."""
+        hashes, fresh = self._hashes, {row["n"]: row for row in rows}
+        hashes.update((n, row["h"]) for n, row in fresh.items())
+        self._nodes.update((n, row["d"]) for n, row in fresh.items())
+        for n in sorted({*fresh, *(n + 1 for n in fresh)} & self._nodes.keys()):
+            if n - 1 in hashes and link(n, self._nodes[n], hashes[n - 1]) != hashes[n]:
+                why = f"entry {n} of {self._nodes[n]} in {self._view.region} does not follow from the entry before it"
+                yield {"k": "bad", "t": now, "r": self._view.region, "n": n, "x": why}
+        while len(hashes) > 2 * ROWS:
+            n = next(iter(hashes))
+            del hashes[n]
+            self._nodes.pop(n, None)
+
     def _recompute(self, connection: BoundedConnection, mark: int) -> tuple[int, str] | None:
         """Recompute the links up to ``mark`` in the database; the first that does not hold, explained."""
         if self._broken or self._verified >= mark:
@@ -322,7 +344,7 @@ class _Primary:
         self._broken, self._verified = True, offending[0] - 1
         query = "select * from public.chain where zk_id between %s and %s order by zk_id"
         near = [Row(*row) for row in connection.execute(query, (offending[0] - 32, offending[0])).fetchall()]
-        anomalies = verify(near).anomalies
+        anomalies = verify_chain(near).anomalies
         return offending[0], f"{self._view.region}: {anomalies[0] if anomalies else 'the link does not hold'}"
 
 

@@ -18,7 +18,7 @@ from pghc.cluster import Backend
 from pghc.errors import BadInput
 from pghc.live.control import coasts, hello
 from pghc.live.stream import Event, Stream
-from pghc.store import Reader
+from pghc.store import Primary
 from pghc.topology import load
 from pghc.verify import history
 from pghc.verify.checker import check
@@ -48,7 +48,7 @@ def save(backend: Backend, stream: Stream, run: Path | None, path: Path) -> None
 def _record(backend: Backend, recorder: Recorder) -> None:
     """What stands in each region, as entries that somebody read and nobody of this history appended."""
     for name in backend.topology.names:
-        with Reader(backend.view(name), backend.topology.region(name).primary, timeout=60) as reader:
+        with Primary(backend.view(name), timeout=60) as reader:
             recorder.invoke(f"live/{name}", name, "read", None, reader.node)
             with reader.snapshot() as now:
                 rows = list(now.chain())

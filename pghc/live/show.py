@@ -46,7 +46,7 @@ def watch(backend: Backend) -> Show:
     with ExitStack() as stack:
         show = Show(hello(backend), Stream())
         observer = stack.enter_context(Observer(backend, show.stream))
-        show.backend, show.control = backend, Control(backend, show.stream, observer.look)
+        show.backend, show.control = backend, Control(backend, show.stream, observer)
         stack.callback(show.control.close)
         show.close = stack.pop_all().close
         return show

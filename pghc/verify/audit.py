@@ -13,9 +13,9 @@ from typing import Literal
 
 from pghc.chain import Row
 from pghc.errors import ClusterError
-from pghc.store import Reader
+from pghc.store import Primary, Reader
 from pghc.topology import View
-from pghc.verify.checker import Anomaly, Verdict, verify
+from pghc.verify.checker import Anomaly, Verdict, verify_chain
 
 #: How long a gap may last before it counts: more than the slowest link, or a writer's recovery.
 SETTLE_SECONDS = 3.0
@@ -39,8 +39,8 @@ def audit_regions(views: Mapping[str, View], last: int | None = None) -> tuple[V
     """
     with ExitStack() as stack:
         judged = []
-        for name, view in views.items():
-            reader = stack.enter_context(Reader(view, view.topology.region(name).primary, timeout=60))
+        for view in views.values():
+            reader = stack.enter_context(Primary(view, timeout=60))
             judged.append(stack.enter_context(_judged(reader, last, SETTLE_SECONDS)))
         each = dict(zip(views, (verdict for _, verdict in judged), strict=True))
         for wanted in (False, None):
@@ -74,7 +74,7 @@ def _verdict(now: Reader, anchor: int, count: int, offends: bool) -> Verdict:
     if not offends:
         return Verdict(True, f"{count} entries, every link holds", checked={"entries": count, "links": count})
     after = _entry(now, anchor, "<=")  # one that is missing there is an anomaly of the entry after it
-    verdict = verify(now.chain(after=anchor), after=after, whole=after is None)
+    verdict = verify_chain(now.chain(after=anchor), after=after, whole=after is None)
     if verdict.valid:
         raise ClusterError(f"{now.node}: the database finds anomalies that its rows do not show")
     return verdict

@@ -51,13 +51,13 @@ from functools import partial
 from pghc.chain import NODE_ID, Row
 from pghc.errors import BadInput
 from pghc.verify.explanations import Explanations
-from pghc.verify.hashchain import malformed, verify
+from pghc.verify.hashchain import malformed, verify_chain
 from pghc.verify.history import Event, Final, Read
 from pghc.verify.judgement import Judgement
 from pghc.verify.observations import ALWAYS, FOR_GOOD, NEVER, Observations, RegionChain, Session
 from pghc.verify.verdict import KINDS, Anomaly, Findings, Verdict
 
-__all__ = ["KINDS", "Anomaly", "Verdict", "check", "verify"]
+__all__ = ["KINDS", "Anomaly", "Verdict", "check", "verify_chain"]
 
 
 def check(events: Iterable[Event], *, keep: int = 10) -> Verdict:

@@ -15,7 +15,7 @@ from pghc.verify.verdict import Anomaly, Findings, Verdict, count, named, short,
 RECENT = 32
 
 
-def verify(rows: Iterable[Row], after: Row | None = None, *, whole: bool = False, keep: int = 10) -> Verdict:
+def verify_chain(rows: Iterable[Row], after: Row | None = None, *, whole: bool = False, keep: int = 10) -> Verdict:
     """Judges the entries ``rows`` of one chain, ascending by zk_id (other rows of the three columns do as well).
 
     ``after``: the entry before the first of them. Without it, a chain that begins at 1 begins with the empty hash, and

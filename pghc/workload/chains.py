@@ -14,7 +14,7 @@ from pghc.cluster.mesh import reset, subscriber
 from pghc.errors import PghcError, Unavailable
 from pghc.mutex import Mutex
 from pghc.sequencer import Sequencer
-from pghc.store import Cursor, Reader
+from pghc.store import Cursor, Primary
 from pghc.topology import View
 
 #: Seconds for which regions must stay equal to count as settled.
@@ -36,7 +36,7 @@ def begin_chain(views: Sequence[View], ordering: str | None = None) -> None:
 
 
 def _cursor(view: View) -> Cursor:
-    with Reader(view, view.topology.region(view.region).primary, timeout=20, connections=1) as reader:
+    with Primary(view, timeout=20, connections=1) as reader:
         return reader.cursor()
 
 
@@ -96,7 +96,7 @@ class _Region:
 
     def __init__(self, view: View) -> None:
         self.name = view.region
-        self.reader = Reader(view, view.topology.region(view.region).primary)
+        self.reader = Primary(view)
         self.state: tuple[int, int, str, Row | None] | None = None
         self.end: str | None = None
 

@@ -64,7 +64,6 @@ class RegionClients:
     def __init__(self, job: Job, writer: Writer, recorder: Recorder | None) -> None:
         self.job, self.writer, self.recorder = job, writer, recorder
         self.region = job.view.region
-        self.node = job.view.topology.region(self.region).primary
         self.counts: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
         self.latencies = array("d")
@@ -72,12 +71,17 @@ class RegionClients:
         self.end = math.inf
         self.random = random.Random(f"{job.seed} {self.region} {job.life}")  # noqa: S311  # no secrets: ids, samples
         region = job.view.topology.region(self.region)
-        servers = (*region.replica_names, region.primary) if job.reads else ()
+        servers = region.databases if job.reads else ()
         self.readers: dict[str, Reader] = {}
         with ExitStack() as stack:
             for name in servers:
                 self.readers[name] = stack.enter_context(Reader(job.view, name, timeout=min(job.timeout, 5.0)))
             self._opened = stack.pop_all()
+
+    @property
+    def node(self) -> str:
+        """The region's primary, as the writer knows it."""
+        return getattr(self.writer, "node_id", None) or self.job.view.primary()
 
     def run(self) -> float:
         """Run them all; returns the seconds from the first invocation to the last answer."""

@@ -21,7 +21,7 @@ def round_trips(views: Mapping[str, View], times: int = 5) -> dict[Pair, float]:
     def trip(pair: Pair) -> float:
         source, target = pair
         view = views[source]
-        arguments = complete(view.conninfo(view.topology.region(target).primary))
+        arguments = complete(view.conninfo(view.primary(target)))
         took = []
         with psycopg.connect(**arguments, autocommit=True) as connection:
             for _ in range(times):

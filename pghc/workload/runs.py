@@ -177,6 +177,8 @@ def run(
         stack.enter_context(crew)
         ended = _work(crew, seconds, timeout * 3 + 60, lease, progress, during)
         begun = crew.begun()
+        views = {name: backend.view(name) for name in views}  # a region may have another primary since
+        everywhere = list(views.values())
         still = 5.0 if ordered else 1.0  # links and servers that were healed take their time
         settled = catch_up(everywhere, still=still, by_log=by_log)
         lease.check()
@@ -284,7 +286,7 @@ def _record_finals(path: Path, views: Sequence[View], behind: dict[str, str], le
                         recorder.final(view.region, store.node, now.chain(), now.requests(), **held)
                 except Unavailable as error:
                     behind[view.region] = f"could not be read in the end: {error.what}"
-                    node = view.topology.region(view.region).primary
+                    node = view.primary()
                     recorder.final(view.region, node, (), caught_up=False, alone=alone)
         lease.check()
         if lease.alone == alone:

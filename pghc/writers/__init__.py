@@ -13,6 +13,7 @@ from uuid_utils import uuid7
 from pghc.chain import Row
 from pghc.errors import BadInput, Indefinite, Unavailable, WrongKind
 from pghc.sequencer import ordering
+from pghc.store import Store
 from pghc.topology import View
 from pghc.zookeeper import LOST, connect
 
@@ -69,12 +70,18 @@ class Base:
     exactly_once = False
     ordering = ""  # its own, unless it says otherwise
 
+    store: Store
     _resources: ExitStack
     _joined: int | None = None
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.ordering = cls.ordering or cls.__name__.lower()
+
+    @property
+    def node_id(self) -> str:
+        """The database node that accepts what is appended now: the region's primary."""
+        return self.store.node
 
     def join(self, view: View, chain: int, timeout: float) -> None:
         """Raise `WrongKind` unless the chain that began at log position ``chain`` is ordered as this writer orders.
@@ -89,7 +96,7 @@ class Base:
                 f"{view.region}: this chain is ordered by {ordering!r}, and this writer orders by {self.ordering!r}, "
                 "nothing was sent",
                 f"Begin a new chain, as `pghc run` does, or take a writer that orders by {ordering!r}",
-                node=view.topology.region(view.region).primary,
+                node=view.primary(),
             )
         self._joined = chain
 

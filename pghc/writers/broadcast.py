@@ -50,6 +50,7 @@ class Broadcast(Sharing):
             self.sequencer = stack.enter_context(Sequencer(view, segment_size=SEGMENT))
             # ZooKeeper answers a session in order: a read would wait for all creations that are on their way before it
             self.log = stack.enter_context(Sequencer(view, segment_size=SEGMENT))
+            self.store.follow(self.log.client)
             hear = partial(self.hear, "housekeeping")
             stack.callback(Housekeeping(self.store, self.log, self.sequencer.allow, hear).close)
             for loop in (self._send, self._apply):
@@ -122,7 +123,7 @@ class Broadcast(Sharing):
         try:
             self._answer_known()
             cursor = self.store.cursor()
-            while not self._stop.is_set():
+            while not self._stop.is_set() and applier.node == self.store.node:
                 end = self.log.wait_beyond(cursor.position, 0.5)
                 if end > cursor.position:
                     entries = self.log.read(cursor.position + 1, min(end, cursor.position + READ_AHEAD))

@@ -58,6 +58,7 @@ class Causal(Sharing):
             self.sequencer = stack.enter_context(Sequencer(view))
             # ZooKeeper answers a session in order: a read would wait for the creations that are on their way before it
             self.log = stack.enter_context(Sequencer(view))
+            self.store.follow(self.log.client)
             hear = partial(self.hear, "housekeeping")
             stack.callback(Housekeeping(self.store, self.log, self.sequencer.allow, hear, self._catch_up).close)
             self._resources = stack.pop_all()
@@ -69,12 +70,15 @@ class Causal(Sharing):
         self.admit(self._left(requests))
         if not (requests := self.mark_sent(requests)):
             return {}
-        position = self.sequencer.take(Entry(self.node_id, tuple(requests)), self._left(requests))
+        entry = Entry(self.node_id, tuple(requests))  # also when another primary will accept it in the end
+        position = self.sequencer.take(entry, self._left(requests))
         with sent(self.node_id, f"log position {position} is taken"):
             self.step("numbered")
-            self._wait_for_predecessors(position, requests)
-            self.step("waited")
-            rows = self._insert(position, requests)
+            rows: dict[str, Row] = {}
+            while not rows:  # again when another primary takes its place, which may have less so far
+                self._wait_for_predecessors(position, requests)
+                self.step("waited")
+                rows = self._insert(position, entry)
             self.step("inserted")
             return rows
 
@@ -96,16 +100,17 @@ class Causal(Sharing):
             except PghcError:  # the primary or ZooKeeper is away; the number is ours, and to try again is safe
                 self._stop.wait(0.1)
 
-    def _insert(self, position: int, requests: Sequence[str]) -> dict[str, Row]:
-        while True:
-            try:
-                if rows := self._settle(position, [Entry(self.node_id, tuple(requests))]):
-                    return rows
-            except Ended:
-                raise
-            except PghcError:
-                self._stop.wait(0.1)
-            self._give_up_unless_wanted(position, requests)
+    def _insert(self, position: int, entry: Entry) -> dict[str, Row]:
+        """The rows; none of them: to be tried again."""
+        try:
+            if rows := self._settle(position, [entry]):
+                return rows
+        except Ended:
+            raise
+        except PghcError:
+            self._stop.wait(0.1)
+        self._give_up_unless_wanted(position, entry.requests)
+        return {}
 
     def _complete(self, first: int, entries: Sequence[Entry]) -> None:
         """Insert what the writers of these entries should have inserted, in their place."""

@@ -33,8 +33,8 @@ class Locked(Base):
         with ExitStack() as stack:
             self.store = stack.enter_context(Store(view))
             self.mutex = stack.enter_context(Mutex(view, "chain"))
+            self.store.follow(self.mutex.client)
             self._resources = stack.pop_all()
-        self.node_id = self.store.node
 
     def append(self, request_id: str, timeout: float = 10.0) -> Row:
         request_id, deadline = canonical(request_id), time.monotonic() + timeout

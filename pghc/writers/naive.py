@@ -25,7 +25,6 @@ class Naive(Base):
         with ExitStack() as stack:
             self.store = stack.enter_context(Store(view))
             self._resources = stack.pop_all()
-        self.node_id = self.store.node
 
     def append(self, request_id: str, timeout: float = 10.0) -> Row:
         request_id, deadline = canonical(request_id), time.monotonic() + timeout

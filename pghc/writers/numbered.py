@@ -24,9 +24,9 @@ class Numbered(Base):
         with ExitStack() as stack:
             self.store = stack.enter_context(Store(view))
             self.sequencer = stack.enter_context(Sequencer(view))
+            self.store.follow(self.sequencer.client)
             self.base = self.store.cursor().chain  # numbers of the chain count from the log position at which it began
             self._resources = stack.pop_all()
-        self.node_id = self.store.node
 
     def append(self, request_id: str, timeout: float = 10.0) -> Row:
         request_id, deadline = canonical(request_id), time.monotonic() + timeout

@@ -52,7 +52,6 @@ class Sharing(Base):
 
     def __init__(self, view: View, step: Step = no_step) -> None:
         self.view, self.step = view, step
-        self.node_id = view.topology.region(view.region).primary
         self._lock = threading.Lock()
         self._room, self._arrived = threading.Condition(self._lock), threading.Condition(self._lock)
         self._calls: dict[str, list[Call]] = {}  # by request id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -229,6 +230,20 @@ def test_a_paused_server_keeps_its_port_and_does_not_answer(shared: Embedded, na
                 connection.recv(1)
     finally:
         shared.resume(name)
+    assert eventually(lambda: shared.status().healthy)
+
+
+@pytest.mark.parametrize("name", ["r1-primary", "r1-replica-1", "r2-zookeeper", "r2-api"])
+def test_a_server_that_hangs_is_found_by_up_and_started_again(shared: Embedded, name: str) -> None:
+    """Nobody has paused it, as far as the supervisor knows."""
+    hanging = node(shared, name).pid
+    assert hanging
+    os.kill(hanging, signal.SIGSTOP)
+    assert node(shared, name).state == "unreachable"
+    said = list[str]()
+    shared.up(said.append)
+    assert f"{name} runs and does not answer: ending it" in said
+    assert node(shared, name).pid not in (None, hanging)
     assert eventually(lambda: shared.status().healthy)
 
 

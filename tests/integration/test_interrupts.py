@@ -43,7 +43,10 @@ COMMANDS = {
     "api --port 0": 6,
 }
 #: Those that have a cluster of their own, which is not there before nor, unless it is a stopped one, after.
-OWN = {"up": 12, "down": 5, "demo --fast": 40, "lab --no-browser --port 0": 20, "bench --quick": 60}
+OWN = {
+    "up": 12, "down": 5, "demo --fast": 40,
+    "watch --no-browser": 15, "lab --no-browser --port 0": 20, "bench --quick": 60,
+}  # fmt: skip
 SHORT = ("run --seconds 40", "run --seconds 40 --nemesis --seed 5", "fault pause eu-west-primary --seconds 40")
 
 

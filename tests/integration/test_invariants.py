@@ -15,12 +15,13 @@ from kazoo.interfaces import IAsyncResult
 
 from pghc.chain import Row, successor
 from pghc.cluster import Backend
-from pghc.errors import Behind, Conflict, Indefinite, Unavailable
+from pghc.errors import Behind, ClusterError, Conflict, Indefinite, Unavailable
 from pghc.faults.injection import Faults
 from pghc.sequencer import Entry, Segment, Sequencer, position_of
 from pghc.store import Applier, Cursor, Reader, Store, depose
+from pghc.terms import succeed
 from pghc.topology import View
-from pghc.verify.checker import verify
+from pghc.verify.checker import verify_chain
 from pghc.workload import chains, runs
 from pghc.writers import open_writer
 
@@ -92,7 +93,7 @@ def test_1_every_acknowledged_append_is_in_every_region_once(cluster: Backend, w
     assert run.failed == run.unknown == 0, run.errors
     rows = the_chain({name: cluster.view(name) for name in cluster.topology.names})
     assert len(rows) == run.appends
-    assert verify(rows).valid
+    assert verify_chain(rows).valid
 
 
 # 2  A row is a function of the log alone, so anyone may complete a dead writer's.
@@ -113,7 +114,7 @@ def test_2_a_dead_writers_row_is_completed_by_its_successor_within_a_second(
     rows = the_chain(views)
     assert [row.node_id for row in rows] == [f"{eu}-primary", f"{us}-primary", f"{eu}-primary"]
     assert (rows[0], rows[2]) == (first, third)
-    assert verify(rows).valid
+    assert verify_chain(rows).valid
 
 
 def test_2_when_several_complete_the_same_row_there_is_one(views: dict[str, View], stack: ExitStack) -> None:
@@ -127,7 +128,7 @@ def test_2_when_several_complete_the_same_row_there_is_one(views: dict[str, View
             assert len(list(pool.map(lambda name: writers[name].append(new_id()), names))) == len(names)
     rows = the_chain(views)
     assert len(rows) == 3 * (1 + len(names))
-    assert verify(rows).valid
+    assert verify_chain(rows).valid
 
 
 def test_2_a_different_row_in_the_same_place_is_refused(views: dict[str, View], stack: ExitStack) -> None:
@@ -278,7 +279,7 @@ def test_4_a_paused_applier_is_replaced_and_changes_nothing_when_it_wakes(
     start = Cursor(now.position - 1, 0, "", now.chain)
     with pytest.raises(Indefinite):
         sleeper.apply(start, Cursor(now.position, 1, "x", now.chain), [Row(1, store.node, "x")], [(new_id(), 1, 1)])
-    assert verify(the_chain(views)).valid
+    assert verify_chain(the_chain(views)).valid
 
 
 def test_4_a_writer_of_an_ended_chain_cannot_write_into_the_next(views: dict[str, View], stack: ExitStack) -> None:
@@ -332,8 +333,8 @@ def test_6_numbers_go_on_over_rotation_and_truncation(views: dict[str, View], st
     assert taken == list(range(start + 1, start + 37)), "contiguous and in order, over at least three segments"
     assert [entry.node_id for entry in other.read(start + 1, start + 36)] == 36 * ["a-primary"]
     behind, *others = sequencers.values()
-    behind.report(start + 25)
-    lowest = [min(sequencer.report(start + 36).values()) for sequencer in others][-1]
+    behind.report(start + 25, behind.term())
+    lowest = [min(sequencer.report(start + 36, sequencer.term()).values()) for sequencer in others][-1]
     assert lowest == start + 25, "what all regions have"
     assert one.truncate(lowest) >= 2
     assert other.read(start + 30, start + 36), "what is above is still there"
@@ -385,7 +386,45 @@ def test_6_a_writer_truncates_what_all_regions_have(views: dict[str, View], stac
             writer.append(new_id())
     sequencer: Sequencer = writers[0].sequencer  # type: ignore[attr-defined]
     until(lambda: len(sequencer.client.get_children("/pghc/log")) <= 2, seconds=10)
-    assert verify(the_chain(views)).valid
+    assert verify_chain(the_chain(views)).valid
+
+
+# 8  The log keeps an entry until every region has it on its primary and on one replica more.
+
+
+@pytest.mark.parametrize("writer", EXACT)
+def test_8_the_log_keeps_what_no_replica_of_a_region_has(
+    cluster: Backend, views: dict[str, View], stack: ExitStack, writer: str
+) -> None:
+    writers = [stack.enter_context(open_writer(writer, view)) for view in views.values()]
+    for each in writers:
+        each.sequencer.segment_size = 2  # type: ignore[attr-defined]
+        each.append(new_id())
+    log: Sequencer = writers[0].sequencer  # type: ignore[attr-defined]
+    until(lambda: min(log.reports().values()) >= log.tip(), seconds=10)
+    kept = log.tip()
+    region = cluster.topology.regions[0]
+    with ExitStack() as faults:
+        for replica in {*region.databases} - {views[region.name].primary()}:
+            faults.enter_context(Faults(cluster).kill(replica))
+        rows = [each.append(new_id()) for _ in range(4) for each in writers]
+        time.sleep(4)  # several turns of housekeeping
+        assert log.reports()[region.name] == kept
+        assert len(log.read(kept + 1, kept + len(rows))) == len(rows), "all are still there"
+    until(lambda: is_truncated(log, kept + 1), seconds=15)
+
+
+def test_8_nothing_is_reported_in_the_name_of_a_term_that_is_over(views: dict[str, View], stack: ExitStack) -> None:
+    view = next(iter(views.values()))
+    log = stack.enter_context(Sequencer(view))
+    term = log.term()
+    before = log.report(1, term)[view.region]
+    later = succeed(log.client, view.region, term, term.node)
+    with pytest.raises(Conflict, match="over"):
+        log.report(before + 1_000_000, term)
+    with pytest.raises(Conflict, match="did not become the primary"):
+        succeed(log.client, view.region, term, term.node)
+    assert log.report(before, later)[view.region] == before
 
 
 # 7  No wait is by polling where the server can notify, and none is without time-out.
@@ -434,6 +473,14 @@ def put(store: Store, cursor: Cursor, row: Row, request: str) -> bool:
     """Settle the log position after ``cursor`` with ``row``."""
     new = after(cursor, row)
     return store.apply(cursor, new, [row], [(request, row.zk_id, new.position)])
+
+
+def is_truncated(log: Sequencer, position: int) -> bool:
+    try:
+        log.read(position, position)
+    except ClusterError as error:
+        return "truncated" in str(error)
+    return False
 
 
 def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:

@@ -17,6 +17,7 @@ from kazoo.client import KazooClient
 
 from pghc.cluster.local.embedded import Embedded
 from pghc.errors import ClusterError
+from pghc.lab.lab import Lab
 from pghc.topology import View
 from pghc.workload import runs
 from pghc.workload.lease import InUse, Lease
@@ -73,6 +74,7 @@ def test_a_run_that_continues_with_the_same_writer_shares_and_with_another_is_re
         refused(cluster, "locked", fresh=False)
         second = runs.run(cluster, "causal", clients=1, seconds=2, fresh=False)
         assert second.appends > 0
+        assert Lab(cluster).append("ap-south")
         output, _ = first.communicate(timeout=60)
     assert first.returncode == 0, output
 

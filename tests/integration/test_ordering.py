@@ -24,7 +24,7 @@ from pghc.faults.injection import Faults
 from pghc.sequencer import Entry, Segment, Sequencer
 from pghc.store import Cursor, Reader, Store
 from pghc.topology import View
-from pghc.verify.checker import verify
+from pghc.verify.checker import verify_chain
 from pghc.workload import chains
 from pghc.writers import NAMES, housekeeping, open_writer
 from pghc.writers.causal import Causal
@@ -75,7 +75,7 @@ def test_causal_and_broadcast_share_a_chain(views: dict[str, View], stack: ExitS
         rows = [row for _ in range(5) for row in pool.map(lambda each: each.append(new_id()), writers)]
     chain = the_chain(views)
     assert sorted(rows) == chain
-    assert verify(chain).valid
+    assert verify_chain(chain).valid
 
 
 @pytest.mark.parametrize(("first", "second"), [*permutations(("naive", "numbered", "locked", "causal"), 2)][::2])
@@ -403,7 +403,7 @@ def test_who_writes_to_a_chain_that_another_follows_is_refused_or_indefinite(
         chain = the_chain(views)
         assert rows, "the writers go on with the new chain"
         assert set(rows) <= set(chain)
-        assert verify(chain, whole=True).valid
+        assert verify_chain(chain, whole=True).valid
 
 
 # 10  Older disks

@@ -455,6 +455,8 @@ def test_a_writer_whose_constructor_fails_leaves_no_session_and_no_thread(
 class Slow(Sharing):
     """A writer that answers when it is told."""
 
+    node_id = "us-east-primary"
+
     def __init__(self) -> None:
         super().__init__(VIEW)
         self._resources = ExitStack()

@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pghc.chain import Row, link
-from pghc.cluster.mesh import publisher, subscription
+from pghc.cluster.mesh import publisher, subscriber, subscription
+from pghc.cluster.settings import slot
 from pghc.errors import BadInput
 from pghc.sequencer import BEGIN, VOID, Entry, Segment, canonical
 from pghc.store import Cursor
-from pghc.topology import load
-from pghc.verify.checker import verify
+from pghc.topology import REGION_NAME, load
+from pghc.verify.checker import verify_chain
 from pghc.writers import NAMES, broadcast, causal
 from pghc.writers.log import fold
 
@@ -49,7 +50,7 @@ def test_a_request_is_settled_by_its_first_position_and_later_ones_are_void(log:
 @given(entries)
 def test_what_a_log_makes_of_the_chain_is_a_valid_chain(log: list[Entry]) -> None:
     rows = fold(Cursor(), log).rows
-    assert verify(rows).valid is (True if rows else None)
+    assert verify_chain(rows).valid is (True if rows else None)
     previous = ""
     for row in rows:
         assert row.hash == link(row.zk_id, row.node_id, previous)
@@ -132,6 +133,12 @@ def test_a_position_is_found_where_it_was_created(number: int, base: int, offset
 def test_a_subscription_tells_which_region_it_reads() -> None:
     for name in load().names:
         assert publisher(subscription(name)) == name
+
+
+@given(st.from_regex(REGION_NAME, fullmatch=True), st.integers(0, 99), st.integers(0, 99))
+def test_a_slot_tells_which_region_reads_it_in_whatever_term(name: str, publisher_epoch: int, epoch: int) -> None:
+    assert subscriber(slot(name, publisher_epoch, epoch)) == name
+    assert slot(name, publisher_epoch, epoch) != slot(name, publisher_epoch, epoch + 1)
 
 
 def test_each_writer_names_the_steps_after_which_it_may_die() -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pghc.faults.schedule import BEGIN, KINDS, LONGEST, QUIET, USUAL, schedule
+from pghc.faults.schedule import BEGIN, KINDS, LONGEST, QUIET, REPLACED, USUAL, schedule
 from pghc.topology import load
 
 STEPS = ("numbered", "waited")
@@ -31,6 +31,19 @@ def test_a_schedule_never_hits_one_server_twice_at_the_same_time(seed: int) -> N
             for server in event.targets:
                 assert until.get(server, 0) <= event.at
                 until[server] = event.at + event.seconds
+
+
+@given(st.integers(0, 10_000))
+def test_one_server_is_lost_at_a_time_and_no_other_of_its_region_is_hit_before_it_is_replaced(seed: int) -> None:
+    topology = load()
+    events = schedule(seed, topology, 60, STEPS)
+    for lost in (event for event in events if event.kind == "lose"):
+        region = topology.region(topology.node(lost.targets[0]).region)
+        hit = {*region.databases, region.zookeeper}
+        for other in events:
+            if other is not lost and other.kind in ("kill", "pause", "lose") and other.at >= lost.at:
+                near = other.at < lost.at + lost.seconds + REPLACED
+                assert not (near and (other.kind == "lose" or hit & {*other.targets}))
 
 
 def test_in_two_hundred_seeds_every_kind_of_fault_occurs_long_ones_and_outages_of_two_servers_too() -> None:

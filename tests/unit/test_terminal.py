@@ -16,7 +16,7 @@ from pghc.cli.commands import trust
 from pghc.cli.demo import WORDS, findings
 from pghc.cli.terminal import COLOURS, colour, put_error, put_json, put_table, put_verdict, rows_table, table
 from pghc.errors import Indefinite, Unavailable
-from pghc.verify.checker import Verdict, verify
+from pghc.verify.checker import Verdict, verify_chain
 from pghc.verify.verdict import KINDS
 
 REGIONS = ("us-east", "us-east-2", "ap-south")
@@ -49,7 +49,7 @@ def test_json_is_one_line_however_long_and_keeps_its_brackets(capsys: pytest.Cap
 
 def test_an_invalid_verdict_shows_the_offending_rows(capsys: pytest.CaptureFixture[str]) -> None:
     bad = Row(1, "us-east-primary", "0" * 32)
-    put_verdict(verify([bad]), REGIONS)
+    put_verdict(verify_chain([bad]), REGIONS)
     said = capsys.readouterr().out
     assert said.startswith("Invalid: ")
     assert bad.hash in said.splitlines()[-1]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pghc.chain import Row, extend, link, successor
 from pghc.errors import BadInput
-from pghc.verify.checker import KINDS, Verdict, check, verify
+from pghc.verify.checker import KINDS, Verdict, check, verify_chain
 from pghc.verify.history import Event, Final, Read
 
 MANY = 1000
@@ -51,7 +51,7 @@ def test_verify_finds_in_a_chain_what_the_definition_finds(rows: list[Row]) -> N
         "gap": definition.gap(rows, rows[0].zk_id if anchored else 1),
     }
     expected = {kind: places for kind, places in expected.items() if places}
-    verdict = verify(rows, keep=MANY)
+    verdict = verify_chain(rows, keep=MANY)
     found = {kind: {o.zk_id for o in verdict.anomalies if o.kind == kind} for kind in verdict.counts}
     assert found == expected
     assert verdict.counts == {kind: len(places) for kind, places in expected.items()}
@@ -70,36 +70,36 @@ def test_verify_after_an_entry_says_what_it_says_of_the_whole(rows: list[Row], a
     def places(verdict: Verdict) -> list[tuple[int, str, str, str]]:
         return [(o.zk_id, o.kind, o.expected, o.found) for o in verdict.anomalies if o.zk_id > below[-1].zk_id]
 
-    assert places(verify(above, below[-1], keep=MANY)) == places(verify(rows, keep=MANY))
+    assert places(verify_chain(above, below[-1], keep=MANY)) == places(verify_chain(rows, keep=MANY))
 
 
 @given(st.integers(1, 5), st.integers(1, 5))
 def test_the_last_entries_of_a_right_chain_are_valid_and_the_anchor_is_stated(length: int, last: int) -> None:
     rows = GOOD[max(0, length - last) : length]
-    verdict = verify(rows)
+    verdict = verify_chain(rows)
     assert verdict.valid
     assert ("anchor" in str(verdict)) == (rows[0].zk_id > 1)
     assert verdict.checked == {"entries": len(rows), "links": len(rows) - (rows[0].zk_id > 1)}
 
 
 def test_an_empty_chain_is_unknown() -> None:
-    assert verify([]).valid is None
-    assert verify([], GOOD[0]).exit_code == 2
+    assert verify_chain([]).valid is None
+    assert verify_chain([], GOOD[0]).exit_code == 2
 
 
 def test_rows_that_descend_are_refused() -> None:
     with pytest.raises(BadInput, match="entry 1 comes after entry 2"):
-        verify(reversed(GOOD[:2]))
+        verify_chain(reversed(GOOD[:2]))
 
 
 def test_rows_may_be_plain_tuples_as_a_driver_gives_them() -> None:
-    assert verify(map(tuple, GOOD)).valid  # type: ignore[arg-type]
-    assert verify([*map(tuple, GOOD[:3]), (5, *GOOD[4][1:])]).anomalies[0].kind == "gap"  # type: ignore[list-item]
+    assert verify_chain(map(tuple, GOOD)).valid  # type: ignore[arg-type]
+    assert verify_chain([*map(tuple, GOOD[:3]), (5, *GOOD[4][1:])]).anomalies[0].kind == "gap"  # type: ignore[list-item]
 
 
 def test_a_broken_link_says_what_is_expected_and_which_entry_it_was_made_after() -> None:
     late = LATE[1]  # entry 4 made after entry 2
-    verdict = verify([*GOOD[:3], late])
+    verdict = verify_chain([*GOOD[:3], late])
     (anomaly,) = verdict.anomalies
     assert (anomaly.kind, anomaly.zk_id, anomaly.expected, anomaly.found) == (
         "link",
@@ -113,11 +113,11 @@ def test_a_broken_link_says_what_is_expected_and_which_entry_it_was_made_after()
 
 
 def test_a_link_made_to_nothing_is_recognised() -> None:
-    assert "as if the chain were empty" in str(verify([GOOD[0], Row(2, "a", link(2, "a", ""))]))
+    assert "as if the chain were empty" in str(verify_chain([GOOD[0], Row(2, "a", link(2, "a", ""))]))
 
 
 def test_a_fork_names_both_entries_that_claim_the_place() -> None:
-    verdict = verify([*GOOD[:3], FORKS[2], GOOD[3]])
+    verdict = verify_chain([*GOOD[:3], FORKS[2], GOOD[3]])
     assert verdict.counts == {"fork": 1}
     assert verdict.anomalies[0].rows == (GOOD[2], FORKS[2])
     assert "two entries claim place 3: entry 3 of a (" in str(verdict)
@@ -125,12 +125,12 @@ def test_a_fork_names_both_entries_that_claim_the_place() -> None:
 
 def test_both_branches_of_a_fork_may_go_on() -> None:
     other = successor(FORKS[2], "d")
-    assert verify([*GOOD[:3], FORKS[2], GOOD[3], other]).counts == {"fork": 2}
+    assert verify_chain([*GOOD[:3], FORKS[2], GOOD[3], other]).counts == {"fork": 2}
 
 
 def test_a_gap_counts_once_however_wide() -> None:
     far = Row(1 << 60, "a", link(1 << 60, "a", GOOD[1].hash))
-    verdict = verify([*GOOD[:2], far])
+    verdict = verify_chain([*GOOD[:2], far])
     assert verdict.counts == {"gap": 1}
     assert "entries 3 to 1152921504606846975 are missing" in str(verdict)
 
@@ -148,11 +148,11 @@ def test_one_change_anywhere_in_a_longer_chain_is_found_at_its_place(at: int, wh
     rows[at : at + 1] = [] if what == "zk_id" else change[what]
     rows += change["zk_id"] if what == "zk_id" else []
     if at == 99 and what in {"gone", "zk_id"}:
-        assert verify(rows, keep=MANY).valid is (what == "gone")
+        assert verify_chain(rows, keep=MANY).valid is (what == "gone")
     elif at == 0 and what in {"gone", "zk_id"}:
-        assert verify(rows).unchecked
+        assert verify_chain(rows).unchecked
     else:
-        assert verify(rows).anomalies[0].zk_id == at + 1
+        assert verify_chain(rows).anomalies[0].zk_id == at + 1
 
 
 # A history
@@ -689,6 +689,6 @@ def test_a_verdict_for_a_program_holds_rows_and_counts() -> None:
 
 
 def test_a_verdict_in_a_notebook_shows_nothing_that_a_row_could_smuggle_in() -> None:
-    verdict = verify([Row(1, "<script>", "")])
+    verdict = verify_chain([Row(1, "<script>", "")])
     assert "<script>" in str(verdict)
     assert "<script>" not in verdict._repr_html_()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from pghc.chain import Row, extend, link, successor
-from pghc.verify.checker import KINDS, Verdict, check, verify
+from pghc.verify.checker import KINDS, Verdict, check, verify_chain
 from pghc.verify.history import Event, Final, Read
 
 REGIONS = ("us-east", "eu-west", "ap-south")
@@ -381,13 +381,13 @@ LONG = list(extend(None, ["us-east-primary", "eu-west-primary", "ap-south-primar
 
 @pytest.mark.parametrize("at", [1, 2, 9_999, 10_000, 10_001, 10_002, 20_000, 20_001, 20_002, 21_000])
 def test_a_long_chain_is_followed_across_the_stretches_in_which_it_is_verified(at: int) -> None:
-    assert verify(LONG).checked == {"entries": 21_000, "links": 21_000}
+    assert verify_chain(LONG).checked == {"entries": 21_000, "links": 21_000}
     changed = [*LONG[: at - 1], LONG[at - 1]._replace(node_id="x"), *LONG[at:]]
-    assert [(o.kind, o.zk_id) for o in verify(changed).anomalies] == [("link", at)]
+    assert [(o.kind, o.zk_id) for o in verify_chain(changed).anomalies] == [("link", at)]
     fork = successor(LONG[at - 2] if at > 1 else None, "x")
-    assert [(o.kind, o.zk_id) for o in verify([*LONG[:at], fork, *LONG[at:]]).anomalies] == [("fork", at)]
-    assert verify([*LONG[: at - 1], fork, LONG[at - 1], *LONG[at:]]).counts == {"fork": 1}
-    without = verify([*LONG[: at - 1], *LONG[at:]])
+    assert [(o.kind, o.zk_id) for o in verify_chain([*LONG[:at], fork, *LONG[at:]]).anomalies] == [("fork", at)]
+    assert verify_chain([*LONG[: at - 1], fork, LONG[at - 1], *LONG[at:]]).counts == {"fork": 1}
+    without = verify_chain([*LONG[: at - 1], *LONG[at:]])
     expected = [("gap", at), ("link", at + 1)] if 1 < at < 21_000 else []
     assert [(o.kind, o.zk_id) for o in without.anomalies] == expected
 

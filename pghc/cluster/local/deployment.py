@@ -10,8 +10,9 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,8 +43,9 @@ PORTS = range(12_000, 32_000)
 
 API_MODULE = "pghc.api"
 
-#: Seconds until a started server must answer.
+#: Seconds until a started server must answer; and until one that says nothing at all counts as hanging.
 PATIENCE = 60.0
+SILENCE = 10.0
 
 PURGE = "If its data is damaged: `pghc down --purge` deletes the data of the cluster, `pghc up` makes a new one."
 
@@ -97,6 +99,8 @@ class Deployment:
         self.topology = cluster.topology
         self.data = cluster.data
         self._cluster, self._tools, self._processes, self._logs = cluster, tools, processes, logs
+        first = {region.name: region.primary for region in cluster.topology.regions}
+        self.primaries: dict[str, str] = first | dict(cluster.primaries)
         self._ids = settings.zookeeper_ids(cluster.topology)
         self.ports: Ports = {}
         self.nodes = nodes_to_run(cluster.topology)
@@ -141,7 +145,8 @@ class Deployment:
     def _zookeeper(self, node: Node) -> Command:
         directory = self.data / node.name  # it works there: no setting of it holds the directory's name
         classpath = os.pathsep.join(map(str, self._tools.classpath))
-        options = [*settings.JVM, *settings.JVM_NOT_DURABLE, "-cp", classpath]
+        hasty = () if self._cluster.durable else settings.JVM_NOT_DURABLE
+        options = [*settings.JVM, *hasty, *settings.JVM_REMEMBERS, "-cp", classpath]
         if self._tools.classes:  # at the address that it was made for, else its pages are not shared
             archive = f"-XX:SharedArchiveFile={self._tools.classes}"
             options += [archive, "-XX:+UnlockDiagnosticVMOptions", "-XX:ArchiveRelocationMode=0"]
@@ -184,8 +189,12 @@ class Deployment:
         self._own(self.data)
         for node in self.nodes:
             if node.role == "zookeeper":
-                (self.data / node.name).mkdir(mode=0o700)
-                self._own(self.data / node.name)
+                self._make_zookeeper(node.name)
+                self._write(self.data / node.name / "initialize", "")
+
+    def _make_zookeeper(self, name: str) -> None:
+        (self.data / name).mkdir(mode=0o700)
+        self._own(self.data / name)
 
     def configure(self, wan: Wan) -> None:
         """Write every file that a server reads when it starts. Ports are new with each start of the cluster."""
@@ -195,8 +204,7 @@ class Deployment:
             def seen(node: str, service: str, region: str = region.name) -> Address:
                 return self._seen(wan, region, node, service)
 
-            primaries = {each.primary: seen(each.primary, "postgres") for each in self.topology.regions}
-            self._write(self._services(region.name), settings.service_file(primaries))
+            self.configure_services(wan, region.name)
             zookeepers = {
                 each.name: ZooKeeperAddresses(
                     *(seen(each.zookeeper, service) for service in ("peer", "election", "client"))
@@ -204,31 +212,75 @@ class Deployment:
                 for each in self.topology.regions
             }
             directory = self.data / region.zookeeper
-            if not directory.exists():
-                raise ClusterError(f"{region.zookeeper}: its data in {directory} is gone", PURGE, node=region.zookeeper)
+            if not directory.exists():  # without "initialize": see JVM_REMEMBERS
+                self._make_zookeeper(region.zookeeper)
             self._write(directory / "zoo.cfg", settings.zoo_cfg(self.topology, "./.", zookeepers))
             self._write(directory / "myid", f"{self._ids[region.name]}\n")
         for node in self.nodes:
             if node.role == "api":
-                view = View(node.region, self.topology, self.view(wan, node.region), self._cluster.credentials)
+                addresses, who = self.view(wan, node.region), self._cluster.credentials
+                view = View(node.region, self.topology, addresses, who, self.primaries)
                 at = self._direct(node.name, "http")
                 self._write(self._orders(node), json.dumps({"view": view.to_dict(), "host": at.host, "port": at.port}))
 
+    def configure_services(self, wan: Wan, region: str) -> None:
+        """Where the region's servers dial each region's primary."""
+        primaries = {
+            each.primary: self._seen(wan, region, self.primaries[each.name], "postgres")
+            for each in self.topology.regions
+        }
+        self._write(self._services(region), settings.service_file(primaries))
+
+    def is_primary(self, node: Node) -> bool:
+        return node.role in ("primary", "replica") and node.name == self.primaries[node.region]
+
+    def lack(self, node: Node) -> str:
+        """Why a database cannot start; empty: it can. A replica has a mark, which Postgres takes away by promotion."""
+        directory = self.data / node.name
+        if node.role not in ("primary", "replica"):
+            return ""
+        if not (directory / "PG_VERSION").exists():
+            return "its data is gone"
+        if not self.is_primary(node) and not (directory / "standby.signal").exists():
+            return "its data is that of a former primary"
+        return ""
+
+    async def copy(self, node: Node, source: str, *, primary: bool) -> None:
+        """A base backup of region ``source``'s primary as the data of ``node``; as a primary it takes nobody's rows."""
+        directory = self.data / node.name
+        await asyncio.to_thread(self.lose, node)
+        program = str(self._tools.postgres / "pg_basebackup")
+        service = f"service={self.topology.region(source).primary}"
+        options = ["--wal-method=stream", "--checkpoint=fast", *([] if self._cluster.durable else ["--no-sync"])]
+        argv = [program, "-D", str(directory), "-d", service, *options]
+        environment = self._postgres(node.region, directory).env
+        await self._run(argv, self._logs / f"{node.name}.log", f"copying data to {node.name}", environment)
+        self._write(directory / "postgresql.auto.conf", "max_logical_replication_workers = 0\n" if primary else "")
+        if not primary:
+            self._write(directory / "standby.signal", "")
+        self.configure_postgres(node)
+
+    def take_rows(self, node: Node) -> None:
+        """From its next start on a primary that was made by `copy` takes the other regions' rows."""
+        if node.role in ("primary", "replica"):
+            self._write(self.data / node.name / "postgresql.auto.conf", "")
+
+    def lose(self, node: Node) -> None:
+        """Delete its data."""
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.data / node.name)
+
     def configure_postgres(self, node: Node, directory: Path | None = None) -> None:
         directory = directory or self.data / node.name
-        if not (directory / "PG_VERSION").exists():
-            raise ClusterError(f"{node.name}: its data in {directory} is damaged or gone", PURGE, node=node.name)
         conf = settings.postgres_conf(
-            node,
+            replace(node, role="primary" if self.is_primary(node) else "replica"),
             self.topology,
             version=self._tools.postgres_version,
             port=self.ports[node.name]["postgres"],
-            durable=False,
+            durable=self._cluster.durable,
         )
         self._write(directory / "postgresql.conf", conf)
         self._write(directory / "pg_hba.conf", settings.pg_hba())
-        if node.role == "replica":
-            self._write(directory / "standby.signal", "")
         self._forget_old_process(directory)
 
     def _forget_old_process(self, directory: Path) -> None:
@@ -279,6 +331,11 @@ class Deployment:
             for node in nodes[1:]
         )
         template.rename(self.data / first.name)
+        for node in nodes:
+            if not self.is_primary(node):
+                self._write(self.data / node.name / "standby.signal", "")
+        if self._cluster.durable:
+            await asyncio.to_thread(os.sync)
 
     async def _fill(self, node: Node) -> None:
         async with self.connection(node, database="postgres") as connection:
@@ -303,7 +360,7 @@ class Deployment:
         await together(self._on_primary(n, [each]) for n in names for each in settings.subscriptions(self.topology, n))
 
     async def _on_primary(self, region: str, statements: Sequence[str]) -> None:
-        node = self.topology.node(self.topology.region(region).primary)
+        node = self.topology.node(self.primaries[region])
         try:
             async with self.connection(node) as connection, asyncio.timeout(PATIENCE):
                 for statement in statements:
@@ -311,8 +368,10 @@ class Deployment:
         except (psycopg.Error, TimeoutError) as error:
             raise ClusterError(f"{node.name}: {str(error) or 'no answer'}", node=node.name) from error
 
-    async def _run(self, argv: Sequence[str | Path], log: Path, what: str) -> None:
-        env = environment() | {"LC_ALL": "C"}
+    async def _run(
+        self, argv: Sequence[str | Path], log: Path, what: str, more: Mapping[str, str] | None = None
+    ) -> None:
+        env = environment() | {"LC_ALL": "C"} | dict(more or {})
         try:
             process = await self._processes.run(Command(argv, self.data, env, self._tools.uid), log, PATIENCE)
         except TimeoutError:
@@ -332,6 +391,30 @@ class Deployment:
         connection = await psycopg.AsyncConnection.connect(**arguments, autocommit=True)
         async with connection:
             yield connection
+
+    async def answers(self, node: Node) -> bool:
+        """Whether it says anything within `SILENCE` seconds, as one does that has no quorum or is still starting."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SILENCE):
+                while not await self._says_anything(node):
+                    await asyncio.sleep(0.2)
+                return True
+        return False
+
+    async def _says_anything(self, node: Node) -> bool:
+        at = self._direct(node.name, SERVICES[node.role][0])
+        try:
+            match node.role:
+                case "zookeeper":
+                    return bool(await ask_zookeeper(at, "srvr"))
+                case "api":
+                    return bool(await ask_api(at))
+            async with self.connection(node):
+                return True
+        except psycopg.OperationalError as error:
+            return "starting up" in str(error) or "shutting down" in str(error)
+        except (OSError, ValueError):
+            return False
 
     async def wait_for_postgres(self, node: Node, process: Process, database: str = settings.DATABASE) -> None:
         """Until it answers queries. Raises `ClusterError` with the end of its log."""
@@ -392,10 +475,13 @@ class Deployment:
             await asyncio.sleep(pause)
             pause = min(1.5 * pause, 0.2)  # asking takes time from those that start
 
-    async def wait_for_streams(self, region: str) -> None:
-        """Until every replica and every other primary reads this region's primary."""
-        node = self.topology.node(self.topology.region(region).primary)
-        expected = len(self.topology.region(region).replica_names) + len(self.topology.names) - 1
+    async def wait_for_streams(self, region: str, running: Collection[str]) -> None:
+        """Until every replica and every other primary reads this region's primary, of those that are running."""
+        node = self.topology.node(self.primaries[region])
+        if node.name not in running:
+            return
+        readers = {*self.topology.region(region).databases, *self.primaries.values()} - {node.name}
+        expected = len(readers & {*running})
         async with self.connection(node) as connection:
             deadline = asyncio.get_running_loop().time() + PATIENCE
             while True:

@@ -18,7 +18,7 @@ from pghc import topology as topologies
 from pghc.errors import ClusterError
 from pghc.topology import Credentials, Topology
 
-FORMAT = 2
+FORMAT = 3
 PURGE = "`pghc down --purge` deletes the cluster."
 
 
@@ -31,6 +31,8 @@ class Cluster:
     replicator_password: str = field(repr=False)
     data: Path
     complete: bool  # the first start came to its end
+    primaries: Mapping[str, str] = field(default_factory=dict)  # region to its primary, where it is not the first one
+    durable: bool = False  # what is acknowledged is on the disk, not only in the operating system's cache
 
 
 class ClusterDirectory:
@@ -81,6 +83,8 @@ class ClusterDirectory:
                 saved["replicator_password"],
                 Path(saved["data"]),
                 saved["complete"],
+                saved.get("primaries", {}),
+                saved.get("durable", False),
             )
         except (KeyError, TypeError) as error:
             raise ClusterError(f"{self._cluster} is damaged ({error!r})", PURGE) from error
@@ -109,6 +113,8 @@ class ClusterDirectory:
                 "replicator_password": cluster.replicator_password,
                 "data": str(cluster.data),
                 "complete": cluster.complete,
+                "primaries": dict(cluster.primaries),
+                "durable": cluster.durable,
             },
         )
 

@@ -26,7 +26,7 @@ import psycopg
 
 from pghc import errors
 from pghc import topology as topologies
-from pghc.cluster import NodeStatus, Progress, Status, surroundings
+from pghc.cluster import NodeStatus, Progress, Status, replacement, settings, surroundings
 from pghc.cluster.local import fetch, processes
 from pghc.cluster.local.deployment import ask_api, ask_zookeeper, nodes_to_run, tail
 from pghc.cluster.local.directory import Cluster, ClusterDirectory, is_alive
@@ -41,6 +41,8 @@ START, ANSWER = 150.0, 30.0
 PROBE = 4
 #: Bytes on disk that a new cluster wants for each Postgres server: 37 MB for a start, then its log.
 DISK_PER_SERVER = 64 << 20
+#: Megabytes kept for a reader that is behind, from which on `status` says so.
+KEPT = 64
 
 
 def quiet(_: str) -> None:
@@ -55,12 +57,21 @@ class Embedded:
     """A cluster in ``directory``. Can kill and pause its servers, and change its links.
 
     ``topology`` is for a cluster yet to be made; one that exists keeps its regions, and takes new delays when stopped.
-    ``owner``: the cluster that `up` starts ends when this process does.
+    ``owner``: the cluster that `up` starts ends when this process does. ``durable``: its servers wait for the disk
+    from the next start on; None: as before, a new one's do not.
     """
 
     name = "embedded"
 
-    def __init__(self, directory: str | Path, topology: Topology | None = None, *, owner: bool = False) -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        topology: Topology | None = None,
+        *,
+        owner: bool = False,
+        durable: bool | None = None,
+    ) -> None:
+        self.durable = durable
         self._files = ClusterDirectory(surroundings.place(directory))
         self._wanted = topology
         self._owner = owner
@@ -85,6 +96,10 @@ class Embedded:
             if self._wanted and self._wanted != self.topology:
                 what = f"the cluster in {self.directory} runs with another topology"
                 raise ClusterError(what, "`pghc down` first, or another --dir.")
+            cluster = self._files.cluster()
+            if self.durable is not None and cluster and cluster.durable != self.durable:
+                what = f"the cluster in {self.directory} runs {'without' if self.durable else 'with'} durability"
+                raise ClusterError(what, "`pghc down` first: it is chosen when the servers start.")
         else:
             supervisor = self._start_supervisor(progress)
         with self._asked(supervisor, {"op": "up", "owner": self._owner}) as (answers, connection):
@@ -96,6 +111,8 @@ class Embedded:
                 raise
             if self._owner and self._leash is None:  # the one that started it: to let go of that ends the cluster
                 self._leash = connection.dup()
+        replacement.restore(self, progress)
+        self._ask("streams", START)
 
     def down(self, *, purge: bool = False) -> None:
         """Stop everything; ``purge``: delete its data, too. Raises `ClusterError`."""
@@ -119,7 +136,7 @@ class Embedded:
             return Status(self.name, str(self.directory), False, stopped, [])
         known = self._ask("nodes")
         with ThreadPoolExecutor(len(nodes)) as pool:
-            statuses = list(pool.map(lambda each: self._node_status(topology.node(each["name"]), each), known))
+            statuses = list(pool.map(lambda each: self._node_status(_as_it_is(topology, each), each), known))
         own = sum(processes.memory(supervisor[each], tree=False) for each in ("pid", "guard"))
         return Status(
             self.name,
@@ -129,6 +146,7 @@ class Embedded:
             self.links(),
             own + sum(status.memory for status in statuses),
             supervisor["up_seconds"],
+            cluster.durable,
         )
 
     def view(self, region: str) -> View:
@@ -138,7 +156,7 @@ class Embedded:
             raise self._not_running()
         name = cluster.topology.region(region).name
         addresses = {node: Address(*at) for node, at in supervisor["views"][name].items()}
-        return View(name, cluster.topology, addresses, cluster.credentials)
+        return View(name, cluster.topology, addresses, cluster.credentials, supervisor["primaries"])
 
     # CanKill, CanPause, CanPartition
 
@@ -147,15 +165,49 @@ class Embedded:
         self._ask("kill", node=node)
 
     def start(self, node: str) -> None:
-        """Returns when it is accessible."""
-        self._ask("start", START, node=node)
+        """Returns when it is accessible. A former primary gets its successor's data and becomes a replica."""
+        if "former" in self.lacking().get(node, ""):
+            self.rebuild(node)
+        else:
+            self._ask("start", START, node=node)
 
     def pause(self, node: str) -> None:
         self._ask("pause", node=node)
 
     def resume(self, node: str) -> None:
-        """Returns when it is accessible."""
+        """Returns when it is accessible. A former primary gets its successor's data and becomes a replica."""
         self._ask("resume", START, node=node)
+        if "former" in self.lacking().get(node, ""):
+            self.rebuild(node)
+
+    # CanReplace, and what `pghc.cluster.replacement` needs for it
+
+    def lose(self, name: str) -> None:
+        """kill -9, and the data is deleted."""
+        for node in nodes_of(self.topology, name):
+            self._ask("lose", node=node)
+
+    def promote(self, region: str, to: str | None = None, progress: Progress = quiet) -> str:
+        return replacement.promote(self, region, to, progress)
+
+    def rebuild(self, name: str, progress: Progress = quiet) -> None:
+        replacement.rebuild(self, name, progress)
+
+    def lacking(self) -> dict[str, str]:
+        lacking: dict[str, str] = self._ask("lacking")
+        return lacking
+
+    def retire(self, node: str) -> None:
+        self._ask("retire", node=node)
+
+    def appoint(self, region: str, node: str) -> None:
+        self._ask("appoint", region=region, node=node)
+
+    def copy(self, node: str, source: str, *, primary: bool = False) -> None:
+        self._ask("copy", START, node=node, source=source, primary=primary)
+
+    def restart(self, node: str) -> None:
+        self._ask("restart", START, node=node)
 
     def set_link(
         self, source: str, target: str, *, delay_ms: float | None = None, state: LinkState | None = None
@@ -178,6 +230,8 @@ class Embedded:
         surroundings.prepare()
         surroundings.check_limits()
         cluster = self._cluster_to_start()
+        if self.durable is not None:
+            cluster = replace(cluster, durable=self.durable)
         tools = fetch.find_tools(progress)
         self._files.make()
         if not cluster.complete:
@@ -305,6 +359,8 @@ class Embedded:
             accessible, detail = self._probe(node, address)
         elif known["state"] == "stopped":
             detail = f"exit code {known['exit_code']}"
+        if known["lack"]:
+            detail = f"{known['lack']}: {known['remedy']}"
         return NodeStatus(
             node.name,
             node.region,
@@ -342,7 +398,36 @@ class Embedded:
                 row = connection.execute("select count(*) from pg_stat_wal_receiver where pid is not null").fetchone()
                 return "reads its primary's log" if row and row[0] else "has lost its primary"
             row = connection.execute("select count(pid), count(distinct subid) from pg_stat_subscription").fetchone()
-        return f"{row[0]} of {row[1]} subscriptions at work" if row else ""
+            kept = connection.execute(_KEPT, (KEPT << 20,)).fetchall()
+        detail = f"{row[0]} of {row[1]} subscriptions at work" if row else ""
+        return "; ".join([detail, *(_kept(*each) for each in kept)])
+
+
+def _as_it_is(topology: Topology, known: dict[str, Any]) -> Node:
+    """The node in the role that it has now."""
+    node = topology.node(known["name"])
+    if node.role not in ("primary", "replica"):
+        return node
+    return replace(node, role="primary" if known["primary"] else "replica")
+
+
+def nodes_of(topology: Topology, name: str) -> list[str]:
+    """The servers that are meant by the name of one, or of a region. Raises `BadInput`."""
+    if name not in topology.names:
+        return [topology.node(name).name]
+    return [node.name for node in nodes_to_run(topology) if node.region == name]
+
+
+_KEPT = """select slot_name, wal_status = 'lost', (pg_current_wal_lsn() - restart_lsn)::bigint >> 20
+           from pg_replication_slots where wal_status = 'lost' or pg_current_wal_lsn() - restart_lsn > %s
+           order by slot_name"""
+
+
+def _kept(slot: str, lost: bool, megabytes: int | None) -> str:
+    """What `status` says of a slot whose reader is far behind."""
+    if lost:
+        return f"has given up {slot}, {settings.SLOT_MB} MB behind: `pghc up`"
+    return f"keeps {megabytes} MB for {slot}; gives it up at {settings.SLOT_MB}"
 
 
 def _shape(topology: Topology) -> list[tuple[str, int]]:

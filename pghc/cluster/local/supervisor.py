@@ -70,6 +70,13 @@ class Supervisor:
             "set_link": self.set_link,
             "heal_links": self.heal_links,
             "links": self.links,
+            "lose": self.lose,
+            "lacking": self.lacking,
+            "retire": self.retire,
+            "appoint": self.appoint,
+            "copy": self.copy,
+            "restart": self.restart,
+            "streams": self.streams,
         }
 
     # The cluster
@@ -124,14 +131,17 @@ class Supervisor:
         for node in others:
             self._start(node)
         say("starting Postgres: primaries and replicas")
-        for node in deployment.nodes:
-            if node.role in ("primary", "replica"):
-                deployment.configure_postgres(node)
-        self._launch("primary")
+        for node in self._databases():
+            deployment.configure_postgres(node)
+        primaries = [node for node in self._databases() if deployment.is_primary(node)]
+        for node in primaries:
+            self._start(node)
         if new:
-            await self._wait_for("primary")
+            await self._wait_for_nodes(primaries)
             await deployment.make_slots()
-        self._launch("replica")
+        for node in self._databases():
+            if node not in primaries:
+                self._start(node)
         self._launch("api")
         await self._wait_for("primary", "replica")
         if new:
@@ -139,7 +149,8 @@ class Supervisor:
             await deployment.make_mesh()
         say("waiting for ZooKeeper's quorum and for replication")
         await self._wait_for("zookeeper")
-        await self._wait_for_streams()
+        if new:
+            await self._wait_for_streams()
         await self._wait_for("api")
         wan.heal_links()
         if new:
@@ -149,16 +160,27 @@ class Supervisor:
     async def _heal(self, say: Say) -> None:
         assert self._wan
         self._wan.heal_links()  # first: without links there is no quorum to wait for
-        missing = [node for node in self._deployment.nodes if not self._servers[node.name].running]
         for node in self._deployment.nodes:
-            if self._servers[node.name].paused:
+            if self._runs(node) and self._servers[node.name].paused:
                 say(f"resuming {node.name}")
                 processes.resume(self._servers[node.name])
-        for node in missing:
-            say(f"starting {node.name}")
-            self._start(node)
-        await self._wait_for_nodes(self._deployment.nodes)
+        await together(self._end_if_it_hangs(node, say) for node in self._deployment.nodes)
+        able = [node for node in self._deployment.nodes if not self._deployment.lack(node)]
+        for node in able:
+            if not self._runs(node):
+                say(f"starting {node.name}")
+                self._start(node)
+        await self._wait_for("primary", "replica", "zookeeper", "api")
+
+    async def streams(self, _: Say) -> None:
+        """Wait until whoever runs reads what it has to read."""
         await self._wait_for_streams()
+
+    async def _end_if_it_hangs(self, node: Node, say: Say) -> None:
+        process = self._servers.get(node.name)
+        if process and process.running and not await self._deployment.answers(node):
+            say(f"{node.name} runs and does not answer: ending it")
+            await processes.kill(process)
 
     async def down(self, _: Say) -> None:
         if self._starting:
@@ -169,12 +191,15 @@ class Supervisor:
         """What is known here of each server: its process. Whether it answers is for the asker to try."""
         return [
             {
-                "name": name,
-                "pid": process.pid if process.running else None,
-                "state": "stopped" if not process.running else "paused" if process.paused else "running",
-                "exit_code": process.exit_code,
+                "name": node.name,
+                "pid": process.pid if process and process.running else None,
+                "state": "stopped" if not self._runs(node) else "paused" if process and process.paused else "running",
+                "exit_code": process.exit_code if process else None,
+                "lack": self._deployment.lack(node),
+                "primary": self._deployment.is_primary(node),
+                "remedy": self._remedy(node),
             }
-            for name, process in self._servers.items()
+            for node, process in ((node, self._servers.get(node.name)) for node in self._deployment.nodes)
         ]
 
     # Faults
@@ -183,7 +208,7 @@ class Supervisor:
         await processes.kill(self._server(node))
 
     async def start(self, _: Say, node: str) -> None:
-        if not self._server(node).running:
+        if not self._runs(self._cluster.topology.node(node)):
             self._start(self._cluster.topology.node(node))
         await self._wait_for_nodes([self._cluster.topology.node(node)])
 
@@ -198,6 +223,54 @@ class Supervisor:
         if process.running:
             processes.resume(process)
             await self._wait_for_nodes([self._cluster.topology.node(node)])
+
+    # Losses, and what replaces servers: the steps of pghc.cluster.replacement
+
+    async def lose(self, _: Say, node: str) -> None:
+        """Kill the server and delete its data."""
+        if self._runs(self._cluster.topology.node(node)):
+            await self.kill(_, node)
+        await asyncio.to_thread(self._deployment.lose, self._cluster.topology.node(node))
+
+    async def lacking(self, _: Say) -> dict[str, str]:
+        found = {node.name: self._deployment.lack(node) for node in self._deployment.nodes}
+        return {name: lack for name, lack in found.items() if lack} | {
+            node.name: "it does not run" for node in self._deployment.nodes
+            if node.role in ("zookeeper", "api") and not self._runs(node)
+        }
+
+    async def retire(self, _: Say, node: str) -> None:
+        process = self._servers.get(node)
+        if process and process.running and not process.paused:
+            await self._processes.stop([process])
+
+    async def appoint(self, _: Say, region: str, node: str) -> None:
+        deployment, wan = self._deployment, self._running_wan()
+        former = deployment.primaries[region]
+        if former != node:
+            await self.retire(_, former)
+            deployment.primaries[region] = node
+            self._cluster = replace(self._cluster, primaries=dict(deployment.primaries))
+            self._files.save(self._cluster)
+            deployment.configure(wan)
+            self._remember()
+
+    async def copy(self, _: Say, node: str, source: str, primary: bool) -> None:
+        await self._end(node)
+        await self._deployment.copy(self._cluster.topology.node(node), source, primary=primary)
+        await self.start(_, node)
+
+    async def restart(self, _: Say, node: str) -> None:
+        await self._end(node)
+        self._deployment.take_rows(self._cluster.topology.node(node))
+        await self.start(_, node)
+
+    async def _end(self, node: str) -> None:
+        process = self._servers.get(node)
+        if process and process.paused:
+            await self.kill(quiet, node)
+        elif process and process.running:
+            await self._processes.stop([process])
 
     async def set_link(self, _: Say, **change: Any) -> None:
         self._running_wan().set_link(**change)
@@ -227,22 +300,50 @@ class Supervisor:
         nodes = [node for node in self._deployment.nodes if node.role == role]
         return sorted(nodes, key=lambda node: node.region != central)
 
+    def _databases(self) -> list[Node]:
+        """Those that can start; the central region's first."""
+        nodes = self._of_role("primary") + self._of_role("replica")
+        return [node for node in nodes if not self._deployment.lack(node)]
+
+    def _remedy(self, node: Node) -> str:
+        """The command that replaces a server that lacks its data."""
+        if not self._deployment.is_primary(node):
+            return f"`pghc rebuild {node.name}`"
+        replicas = any(other.region == node.region for other in self._databases())
+        return f"`pghc {'promote' if replicas else 'rebuild'} {node.region}`"
+
+    def _runs(self, node: Node) -> bool:
+        return node.name in self._servers and self._servers[node.name].running
+
     def _launch(self, role: str) -> None:
         for node in self._of_role(role):
             self._start(node)
 
     def _start(self, node: Node) -> None:
-        """Raises `ClusterError` at once when its port was taken while it was down."""
+        """Raises `ClusterError` at once when it lacks its data, or its port was taken while it was down."""
+        if lack := self._deployment.lack(node):
+            raise ClusterError(f"{node.name} cannot start: {lack}", self._remedy(node), node=node.name)
         for port in self._deployment.ports[node.name].values():
             if not is_free(port):
                 raise PortTakenError(node, port)
+        if node.role == "zookeeper" and not (self._deployment.data / node.name).exists():
+            self._deployment.configure(self._running_wan())
         try:
             self._servers[node.name] = self._processes.start(self._deployment.command(node), self._files.log(node.name))
         except OSError as error:
             raise ClusterError(f"{node.name} could not be started: {error}", node=node.name) from error
 
     async def _wait_for(self, *roles: str) -> None:
-        await self._wait_for_nodes([node for node in self._deployment.nodes if node.role in roles])
+        """For those that have been started; an API node of a region without any database is not waited for."""
+        read = {node.region for node in self._databases()}
+        await self._wait_for_nodes(
+            [
+                node
+                for node in self._deployment.nodes
+                if node.role in roles and node.name in self._servers and not self._deployment.lack(node)
+                and (node.role != "api" or node.region in read)
+            ]
+        )
 
     async def _wait_for_nodes(self, nodes: list[Node]) -> None:
         waits = []
@@ -254,7 +355,9 @@ class Supervisor:
         await together(waits)
 
     async def _wait_for_streams(self) -> None:
-        await together(map(self._deployment.wait_for_streams, self._cluster.topology.names))
+        running = [node.name for node in self._deployment.nodes if self._runs(node)]
+        names = self._cluster.topology.names
+        await together(self._deployment.wait_for_streams(name, running) for name in names)
 
     async def _stop_servers(self) -> None:
         topology = self._cluster.topology
@@ -302,6 +405,7 @@ class Supervisor:
                 "key": self._key,
                 "up_seconds": self._up_seconds,
                 "views": views,
+                "primaries": self._deployment.primaries,
             }
         )
 
@@ -337,6 +441,10 @@ class Supervisor:
         if cold and (not work.done() or "error" in work.result()):
             self._ending.set()
         self._starting = None if work.done() else work
+
+
+def quiet(_: str) -> None:
+    """Say nothing."""
 
 
 async def _outcome(operation: Awaitable[Any]) -> dict[str, Any]:

@@ -69,14 +69,14 @@ class Seen {
     const chain = this.chains.at(-1), key = event.n + event.h;
     let entry = chain.entries.get(key);
     if (!entry) {
-      entry = { n: event.n, h: event.h, d: event.d, home: this.home[event.d], p: null, a: null, c: null, seen: {}, sure: {}, how: {} };
+      entry = { chain, n: event.n, h: event.h, d: event.d, by: this.home[event.d], home: this.home[event.d], since: Infinity, p: null, a: null, c: null, seen: {}, sure: {}, how: {} };
       chain.entries.set(key, entry);
       const at = above(chain.sorted, event.n, (item) => item.n);
       if (at === chain.sorted.length) chain.sorted.push(entry); else chain.sorted.splice(at, 0, entry);
     }
     entry.a ??= event.a;
     entry.p ??= event.p;
-    if (event.o === "here") entry.home = event.r;
+    if (event.o === "here" && event.t < entry.since) [entry.home, entry.since] = [event.r, event.t]; // not always the node in the row
     if (event.o !== "log") entry.c ??= event.c;
     if (!(event.r in entry.seen)) this.#moment(event.t);
     entry.seen[event.r] = event.t;
@@ -120,14 +120,14 @@ class Seen {
   /** When an entry was in a region: [time, whether a server says so]; Infinity when nobody has seen it there. */
   arrived(entry, region, T) {
     if (region in entry.seen) return [entry.seen[region], entry.sure[region]];
-    const mark = this.mark(`${region}-primary`, T);
+    const mark = this.mark(`${region}-primary`, T + 60); // the look that found it may have been a moment later
     const chain = this.chain(T); // whose regions hold the same up to its first rivals, so that one's mark tells of all
     return mark.w >= entry.n && !(chain.fork <= entry.n) ? [mark.t, 0] : [Infinity, 0];
   }
 
   /** Does another entry stand in its place there? */
   rival(entry, region) {
-    const { sorted } = this.chains.find((chain) => chain.entries.get(entry.n + entry.h) === entry) ?? this.chains.at(-1);
+    const { sorted } = entry.chain;
     for (let i = above(sorted, entry.n - 0.5, (x) => x.n); sorted[i]?.n === entry.n; i++) if (sorted[i] !== entry && region in sorted[i].seen) return true;
     return false;
   }
@@ -202,10 +202,11 @@ class View {
     const { hello } = this, button = (text, title, press, more = {}) => h("button", { type: "button", title, onclick: press, ...more }, text);
     this.word = h("strong", { class: "word" });
     this.sentence = h("p", { class: "sentence" });
-    this.verdict = h("div", { class: "verdict", role: "status", "aria-live": "polite", "data-part": "verdict" }, this.word, this.sentence);
+    this.verdict = h("div", { class: "verdict", "data-part": "verdict" }, this.word, this.sentence);
+    this.spoken = h("p", { class: "spoken", role: "status" }); // the verdict, when it turns: its number would be read without end
     this.running = h("p", { class: "running", "data-part": "run" });
     const title = this.replay ? `a replay, saved ${hello.saved}` : "the regions, live";
-    const header = h("header", {}, h("h1", {}, "PGHC ", h("small", {}, title)), this.verdict, this.running);
+    const header = h("header", {}, this.spoken, h("h1", {}, "PGHC ", h("small", {}, title)), this.verdict, this.running);
 
     this.ground = document.createElementNS(SVG, "svg");
     this.ground.setAttribute("aria-hidden", "true");
@@ -435,7 +436,7 @@ class View {
       pen.globalAlpha = 1;
     };
     for (const entry of this.#about(T)) {
-      const colour = this.colour(entry.home), here = this.places[entry.home], agreed = numbered.get(entry.p);
+      const colour = this.colour(entry.by), here = this.places[entry.home], agreed = numbered.get(entry.p);
       if (!here) continue;
       const byLog = Object.values(entry.how).includes("log");
       const written = entry.c ?? Math.min(...Object.values(entry.seen));
@@ -483,6 +484,7 @@ class View {
     const found = this.#offence(), run = this.seen.at("run", this.T), state = { true: "valid", false: "invalid", null: "unknown" }[found.v];
     const word = { valid: found.by === "check" ? "Valid" : `Valid up to ${number(found.n)}`, invalid: `Invalid: entry ${number(found.n ?? 0)}`, unknown: "Nothing to judge yet" }[state];
     this.verdict.className = `verdict ${state}`;
+    if (state + found.by !== this.turned) { this.turned = state + found.by; this.spoken.textContent = `${word}. ${found.x ?? ""}`; }
     this.#text(this.word, word);
     this.#text(this.sentence, found.by === "check" ? found.x.replace(/^\w+: /, "The checker, of the whole history: ") : found.x || (state === "valid" ? "every link recomputed, every region holds the same" : "let clients write"));
     const rate = run ? `${run.w}, ${run.c} clients a region: ` : "";
@@ -508,7 +510,7 @@ class View {
       const chip = this.cards[region].querySelector(`[data-server="${server}"]`), up = seen.at(`up ${server}`, T) ?? { s: this.replay ? "running" : "unreachable", d: "" };
       const name = server.slice(region.length + 1).replace("zookeeper", "zk").replace("-", " "), mark = seen.mark(server, T);
       const sign = { running: "", stopped: "✕ ", paused: "❙❙ ", unreachable: "? " }[up.s] ?? "⟳ ";
-      const says = up.s !== "running" ? up.s : role === "zookeeper" ? up.d : number(mark.w) + (mark.m > mark.w ? " +" : "");
+      const says = up.s !== "running" ? "" : role === "zookeeper" ? up.d : number(mark.w);
       this.#text(chip, `${sign}${name} ${says}`);
       chip.className = `server ${role} ${up.s} ${up.d === "leader" ? "leader" : ""} ${this.chosen?.server === server ? "chosen" : ""}`;
       chip.setAttribute("aria-label", `${server}: ${up.s}${role === "zookeeper" ? `, ${up.d}` : `, has every entry up to ${mark.w}`}`);
@@ -543,7 +545,12 @@ class View {
     const count = Math.max(Math.floor((width - left - 8) / cell), 4), found = this.#offence(), bad = found.v === false ? found.n : null;
     this.which.hidden = bad === null;
     this.#text(this.which, this.follow ? "show the first that offends" : "show the newest");
-    const known = [...new Set(chain.sorted.filter((e) => (e.a ?? Infinity) <= T || Math.min(...Object.values(e.seen)) <= T).slice(-4000).map((e) => e.n))];
+    const marks = this.regions.map((name) => seen.mark(`${name}-primary`, T).m), then = this.regions.map((name) => seen.mark(`${name}-primary`, T - 1000).m);
+    const fast = Math.max(...marks) - Math.max(...then), upTo = (n) => above(chain.sorted, n, (e) => e.n), shown = upTo(Math.max(...marks)) - upTo(Math.max(...then));
+    const each = fast > 30 && shown > 0 ? Math.round(fast / shown) : 1, common = bad !== null ? 1 : 4 ** Math.ceil(Math.log(each) / Math.log(4) - 0.1);
+    const around = bad !== null && !this.follow ? upTo(bad) + 100 : upTo(Math.max(...marks)) + 100; // of many, those that may be shown
+    const near = chain.sorted.slice(Math.max(around - 100 - 60 * count, 0), around);
+    const known = [...new Set(near.filter((e) => e.n % common === 0 && ((e.a ?? Infinity) <= T || Math.min(...Object.values(e.seen)) <= T)).map((e) => e.n))];
     const end = bad !== null && !this.follow ? above(known, bad + Math.floor(count / 2), (x) => x) : known.length;
     const columns = known.slice(Math.max(end - count, 0), Math.max(end, Math.min(count, known.length)));
     const rivals = new Map(chain.rivals.filter((each) => each.t <= T).map((each) => [each.n, each]));
@@ -562,7 +569,7 @@ class View {
         const unseen = !there && seen.mark(`${region}-primary`, T).w >= n; // it has one, and we have not looked at it
         const clash = rivals.has(n), kind = there ? (there.sure[region] ? "here" : "guess") : "coming";
         const link = there && columns[i - 1] === n - 1 ? `<path class="chainlink ${broken.has(`${region} ${n}`) ? "broken" : ""}" d="M${x - 10},${y + 20} h10"/>` : "";
-        boxes.push(`${link}<g class="entry ${kind} ${clash && there ? "rival" : ""} ${broken.has(`${region} ${n}`) ? "rival" : ""}" data-entry="${n}" data-in="${region}" data-state="${kind}"${clash && there ? ` data-rival="${n}"` : ""} color="${this.colour(mine.home)}">` +
+        boxes.push(`${link}<g class="entry ${kind} ${clash && there ? "rival" : ""} ${broken.has(`${region} ${n}`) ? "rival" : ""}" data-entry="${n}" data-in="${region}" data-state="${kind}"${clash && there ? ` data-rival="${n}"` : ""} color="${this.colour(mine.by)}">` +
           `<title>${escape(rivals.get(n)?.x ?? `entry ${n} of ${mine.d}, hash ${mine.h}`)}</title><rect x="${x}" y="${y}" width="${cell - 10}" height="40" rx="5"/>` +
           `<text x="${x + (cell - 10) / 2}" y="${y + 17}">${number(n)}</text><text class="hash" x="${x + (cell - 10) / 2}" y="${y + 32}">${there ? mine.h.slice(0, 5) : unseen ? "?" : "· · ·"}</text></g>`);
       });
@@ -570,10 +577,7 @@ class View {
     const names = this.regions.map((region, j) => `<text class="lane" x="0" y="${28 + j * row}" color="${this.colour(region)}">${region}</text>`);
     const text = `<svg width="${width}" height="${this.regions.length * row + 6}">${names.join("")}${boxes.join("")}${columns.length ? "" : `<text class="lane" x="${left}" y="28">no entry yet</text>`}</svg>`;
     if (text !== this.laned) { this.laned = text; this.lanes.innerHTML = text; }
-    const marks = this.regions.map((name) => seen.mark(`${name}-primary`, T).m), then = this.regions.map((name) => seen.mark(`${name}-primary`, T - 1000).m);
-    const fast = Math.max(...marks) - Math.max(...then), shown = chain.sorted.length - above(chain.sorted, Math.max(...then), (e) => e.n) - (chain.sorted.length - above(chain.sorted, Math.max(...marks), (e) => e.n));
-    const each = fast > 30 && shown > 0 ? Math.round(fast / shown) : 1;
-    this.#text(this.legend, `● a server says so, with its time   ○ on its way: interpolated between two such times   colour: the region that wrote it${each > 1 ? `   one of about ${each} writes is drawn` : ""}`);
+    this.#text(this.legend, `● a server says so, with its time   ○ on its way: interpolated between two such times   colour: the region in the row${each > 1 ? `   one of about ${each} writes is drawn` : ""}`);
   }
 
   #drawCurves() {

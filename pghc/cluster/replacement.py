@@ -1,0 +1,466 @@
+"""What replaces a server that is lost for good: another primary, a copy, a region made anew from the others.
+
+    promote(region):  farthest = the replica with most of the write-ahead log
+                      begin a term with it                   compare-and-set in ZooKeeper
+                      settle the region                      again, whoever was interrupted
+    settle(region):   make the term's node the primary       stop the former one; its service leads to the new one
+                      join it with each other region         a slot and a subscription for the two regions' terms
+                      complete every region from the log     what a lost primary had sent to nobody
+
+The log is the truth and a primary is a copy of it. So a deposed primary, dead, paused or cut off, needs no lease and no
+clock to be harmless: a row that a writer commits there is a function of the log, and is made from it everywhere else.
+What it commits besides, by a mere psql, stays there: the slots that carried its rows are read by nobody, those that it
+read are gone, and before it is a replica again its data is replaced. One thing would do harm, to truncate the log for
+it; that is refused by the epoch of its term (`Sequencer.report`). Chains that are not ordered by the log have no such
+help: what the replica had not received is lost, as with asynchronous replication everywhere.
+
+A replica that is promoted holds the subscriptions of its predecessor, and must not share their slots with it: the names
+of slots carry the epochs of both regions' terms. Where only the reader has changed, its new slot is a copy of the old
+one, and skips nothing; where the publisher has, its slot is new, and the log completes what it skips.
+
+Why not Patroni (4.1.5), which knows how to promote: its time to live is 20 s at least, so a primary that died is
+followed after 20 s, not 5; and an agent beside each of nine servers takes 47 MB, more than the whole lab may.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import psycopg
+from kazoo.exceptions import KazooException, NodeExistsError
+
+from pghc import terms
+from pghc.cluster import settings
+from pghc.cluster.mesh import subscription
+from pghc.errors import BadInput, ClusterError, PghcError, Unavailable
+from pghc.sequencer import APPLIED, Sequencer
+from pghc.store import BoundedConnection, Reader, Store
+from pghc.store import complete as arguments_of
+from pghc.terms import Term
+from pghc.topology import Topology, View
+from pghc.writers.log import fold
+from pghc.zookeeper import LOST, Client, connect
+
+Say = Callable[[str], None]
+Connection = psycopg.Connection[Any]
+
+#: Seconds: for a server to answer a question, and for what it is asked to come about.
+ANSWER, PATIENCE = 5.0, 20.0
+#: Entries of the log that are completed in one transaction.
+AHEAD = 200
+
+
+class Servers(Protocol):
+    """What a backend does with its servers for this."""
+
+    @property
+    def topology(self) -> Topology: ...
+
+    def view(self, region: str) -> View: ...
+
+    def retire(self, node: str) -> None:
+        """Stop a server in order, so that its readers get all that it has; one that is paused or gone stays so."""
+
+    def appoint(self, region: str, node: str) -> None:
+        """From now on ``node`` is the region's primary: whoever dials that finds it. Stops the former one."""
+
+    def copy(self, node: str, source: str, *, primary: bool = False) -> None:
+        """Replace the server's data by a base backup of region ``source``'s primary, and start it.
+
+        As a replica; or as a ``primary`` that does not take anybody's rows until it is started again.
+        """
+
+    def restart(self, node: str) -> None: ...
+
+    def lacking(self) -> dict[str, str]:
+        """The servers that cannot start, and why: their data is gone, or that of a former primary."""
+
+
+def promote(servers: Servers, region: str, to: str | None = None, say: Say = lambda _: None) -> str:
+    """Make a replica the region's primary, the farthest or ``to``; returns its name.
+
+    A primary that works is stopped first. Idempotent: what was interrupted is brought to its end. Raises `BadInput`,
+    `ClusterError` and `Unavailable`.
+    """
+    here = servers.topology.region(region)
+    view = servers.view(region)
+    if to is not None and to not in here.databases:
+        raise BadInput(f"{to} is no database of {region}", f"They are {', '.join(here.databases)}.")
+    with _zookeeper(view) as client:
+        term = terms.current(client, view, region)
+        if term.node == to:
+            _settle(servers, region, client, say)
+            return to
+        names = [to] if to else [name for name in here.databases if name != term.node]
+        _farthest(view, names, term)  # is there any?
+        servers.retire(term.node)
+        node, position = _farthest(view, names, term)
+        kept, version = _reported(client, region)
+        if position < kept:
+            raise ClusterError(
+                f"{node}: has log position {position}, and {region} had said that it needs the log only from {kept} on",
+                f"Bring back a replica that has more (`pghc up`), or `pghc rebuild {region}`",
+                node=node,
+            )
+        say(f"{node} follows {term.node} as primary of {region}")
+        with suppress(*LOST):  # it may have happened: the next look tells
+            terms.succeed(client, region, term, node, unchanged=(f"{APPLIED}/{region}", version))
+        _settle(servers, region, client, say)
+    return node
+
+
+def _farthest(view: View, names: Sequence[str], term: Term) -> tuple[str, int]:
+    standings = _standings(view, names)
+    if not standings:
+        raise ClusterError(
+            f"{view.region}: no replica answers that could follow {term.node}",
+            f"Start one (`pghc up`); when all are lost, `pghc rebuild {view.region}`",
+            node=term.node,
+        )
+    node = max(standings, key=lambda name: standings[name])
+    return node, standings[node][1]
+
+
+def _standings(view: View, names: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """How far each replica that answers is: bytes of the write-ahead log, log position; once it has replayed all."""
+    query = """select (greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0')::bigint,
+               coalesce(pg_last_wal_receive_lsn() <= pg_last_wal_replay_lsn(), true), position
+               from pghc.cursor where pg_is_in_recovery()"""
+    found = {}
+    for name in names:
+        end = time.monotonic() + ANSWER
+        with suppress(psycopg.Error), _connected(view, name) as connection:
+            while row := connection.execute(query).fetchone():
+                found[name] = row[0], row[2]
+                if row[1] or time.monotonic() > end:
+                    break
+                time.sleep(0.02)
+    return found
+
+
+def _reported(client: Client, region: str) -> tuple[int, int]:
+    """Up to where the region has said that it needs the log no more, and the version of that report."""
+    path = f"{APPLIED}/{region}"
+    with suppress(NodeExistsError):
+        client.create_async(path, b"0", makepath=True).get(timeout=ANSWER)
+    client.sync_async(path).get(timeout=ANSWER)
+    data, stat = client.get_async(path).get(timeout=ANSWER)
+    return int(data), stat.version
+
+
+# The mesh
+
+
+@dataclass(frozen=True)
+class _Side:
+    """A region's primary in its term."""
+
+    view: View
+    term: Term
+
+    @property
+    def region(self) -> str:
+        return self.view.region
+
+    @contextmanager
+    def connected(self) -> Iterator[Connection]:
+        with _connected(self.view, self.term.node) as connection:
+            yield connection
+
+
+def settle(servers: Servers, region: str, say: Say = lambda _: None) -> None:
+    """Make everything as the region's term says. Idempotent; what cannot be reached now is left for the next time."""
+    with _zookeeper(servers.view(region)) as client:
+        _settle(servers, region, client, say)
+
+
+def _settle(servers: Servers, region: str, client: Client, say: Say) -> None:
+    here, names = servers.topology.region(region), servers.topology.names
+    views = {name: servers.view(name) for name in names}
+    sides = {name: _Side(view, terms.current(client, view, name)) for name, view in views.items()}
+    side = sides[region]
+    servers.appoint(region, side.term.node)
+    try:
+        with side.connected() as connection:
+            if _one(connection, "select pg_is_in_recovery()"):
+                connection.execute("select pg_promote(true, 15)")
+            _physical_slots(connection, [name for name in here.databases if name != side.term.node])
+    except psycopg.Error as error:
+        raise ClusterError(
+            f"{side.term.node}: is to be {region}'s primary, and does not answer: {_message(error)}",
+            f"`pghc up`, then `pghc promote {region}`",
+            node=side.term.node,
+        ) from error
+    for replica in here.databases:
+        if replica != side.term.node:
+            _follow(views[region], replica)
+    others = [sides[name] for name in names if name != region]
+    pairs = [pair for other in others for pair in ((side, other), (other, side))]
+    with ThreadPoolExecutor(2 * len(names)) as pool:
+        joined = [pool.submit(_attempt, join, pair, say) for pair in pairs]
+        completed = [pool.submit(_attempt, complete, (servers.view(name),), say) for name in names]
+        for each in (*joined, *completed):
+            each.result()
+
+
+def _attempt(what: Callable[..., None], arguments: tuple[Any, ...], say: Say) -> None:
+    try:
+        what(*arguments)
+    except (PghcError, psycopg.Error) as error:
+        say(f"left for the next `pghc up`: {getattr(error, 'what', None) or _message(error)}")
+
+
+def join(publisher: _Side, reader: _Side) -> None:
+    """Let ``reader``'s primary take the rows of ``publisher``'s, by the slot of their two terms."""
+    slot = slot_of(publisher, reader)
+    name = subscription(publisher.region)
+    with reader.connected() as there:
+        if _one(there, "select subslotname = %s from pg_subscription where subname = %s", slot, name):
+            with publisher.connected() as here:
+                if _one(here, "select wal_status <> 'lost' from pg_replication_slots where slot_name = %s", slot):
+                    return
+        drop_subscription(there, name)
+        prepare(publisher, reader)
+        statements = settings.subscriptions(reader.view.topology, reader.region, {publisher.region: slot})
+        for statement in statements:
+            there.execute(statement.encode())
+
+
+def prepare(publisher: _Side, reader: _Side) -> None:
+    """The slot by which ``reader`` will take ``publisher``'s rows, from now on or from where it had come before."""
+    slot, first = slot_of(publisher, reader), settings.slot(reader.region, 0, 0)
+    query = """select slot_name, wal_status <> 'lost' from pg_replication_slots where slot_type = 'logical'
+               and (slot_name = %s or slot_name ~ ('^t[0-9]+_[0-9]+_' || %s || '$')) order by slot_name = %s"""
+    with publisher.connected() as here:
+        slots = dict(here.execute(query, (first, first, slot)).fetchall())
+        if not slots.get(slot):
+            usable = [name for name, good in slots.items() if good and name != slot]
+            if slot in slots:
+                _drop_slot(here, slot)
+            if usable:
+                _release(here, usable[-1])
+                here.execute("select pg_copy_logical_replication_slot(%s, %s)", (usable[-1], slot))
+            else:
+                here.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", (slot,))
+        for other in slots:
+            if other != slot:
+                _drop_slot(here, other)
+
+
+def slot_of(publisher: _Side, reader: _Side) -> str:
+    return settings.slot(reader.region, publisher.term.epoch, reader.term.epoch)
+
+
+def drop_subscription(connection: Connection, name: str) -> None:
+    """Its slot stays, wherever that is."""
+    if _one(connection, "select true from pg_subscription where subname = %s", name):
+        for change in ("disable", "set (slot_name = none)"):
+            connection.execute(f"alter subscription {name} {change}".encode())
+        connection.execute(f"drop subscription {name}".encode())
+
+
+def _release(connection: Connection, slot: str) -> None:
+    query = "select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = %s and active"
+    connection.execute(query, (slot,))
+
+
+def _drop_slot(connection: Connection, slot: str) -> None:
+    end = time.monotonic() + ANSWER
+    while True:
+        _release(connection, slot)  # a reader that was deposed, and may come again before the slot is gone
+        try:
+            connection.execute("select pg_drop_replication_slot(%s)", (slot,))
+        except psycopg.errors.UndefinedObject:
+            return
+        except psycopg.errors.ObjectInUse:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.02)
+        else:
+            return
+
+
+def _physical_slots(connection: Connection, replicas: Sequence[str]) -> None:
+    for replica in replicas:
+        name = settings.identifier(replica)
+        good = _one(connection, "select wal_status <> 'lost' from pg_replication_slots where slot_name = %s", name)
+        if good is False:
+            _drop_slot(connection, name)
+        if not good:
+            connection.execute("select pg_create_physical_replication_slot(%s, true)", (name,))
+
+
+def _follow(view: View, replica: str) -> None:
+    """Let a replica look again where its primary is."""
+    with suppress(psycopg.Error), _connected(view, replica) as connection:
+        connection.execute("select pg_terminate_backend(pid) from pg_stat_wal_receiver where pg_is_in_recovery()")
+
+
+def complete(view: View) -> None:
+    """Settle in the region all that the log holds now, whoever would have brought it."""
+    with Store(view) as store, Sequencer(view) as log:
+        tip, cursor = log.tip(), store.cursor()
+        if log.ordering(cursor.chain) != "log":
+            return
+        end = time.monotonic() + PATIENCE
+        while cursor.position < tip and time.monotonic() < end:
+            first = cursor.position + 1
+            entries = log.read(first, min(tip, cursor.position + AHEAD))
+            now, known = store.known([request for entry in entries for request in entry.requests])
+            if now == cursor:  # else somebody was faster
+                new, rows, requests = fold(cursor, entries, known)
+                if new == cursor:  # another chain begins here, and whoever began it does the rest
+                    return
+                store.apply(cursor, new, rows, requests)
+            cursor = store.cursor()
+
+
+# Copies
+
+
+def rebuild(servers: Servers, name: str, say: Say = lambda _: None) -> None:
+    """Give a server, or all that lack their data in a region, their data back from those that have it.
+
+    Raises `BadInput`, `ClusterError`.
+    """
+    topology = servers.topology
+    region = topology.region(name if name in topology.names else topology.node(name).region)
+    lacking = servers.lacking()
+    nodes = [each.name for each in region.nodes if each.name == name or (name == region.name and each.name in lacking)]
+    primary = servers.view(region.name).primary()
+    if primary in nodes and primary in lacking:
+        replicas = [node for node in region.databases if node not in (primary, *lacking)]
+        if replicas and name not in topology.names:
+            raise ClusterError(
+                f"{name} is the primary of {region.name} and has lost its data",
+                f"`pghc promote {region.name}` makes a replica the primary; then `pghc up`",
+                node=name,
+            )
+        if replicas:
+            promote(servers, region.name, say=say)
+        else:
+            found(servers, region.name, say)
+    elif primary in nodes and name == primary:
+        raise BadInput(f"{name} is the primary of {region.name}, and has its data", f"`pghc promote {region.name}`")
+    primary = servers.view(region.name).primary()
+    for node in nodes:
+        if node in region.databases and node != primary:
+            _copy(servers, node, region.name, say)
+        elif node not in region.databases:
+            servers.restart(node)
+
+
+def _copy(servers: Servers, replica: str, region: str, say: Say) -> None:
+    view = servers.view(region)
+    say(f"{replica}: copying the data of {view.primary()}")
+    with _connected(view, view.primary()) as connection:
+        _physical_slots(connection, [replica])
+    servers.copy(replica, region)
+
+
+def found(servers: Servers, region: str, say: Say = lambda _: None) -> None:
+    """Make a region's primary anew, from that of the region that is farthest: its chain and cursor in one snapshot.
+
+    The other regions keep what they write from now on for it before the copy begins, so nothing falls between.
+    """
+    views = {name: servers.view(name) for name in servers.topology.names}
+    here = views[region]
+    positions = {}
+    for name, view in views.items():
+        if name != region:
+            with suppress(PghcError), Reader(view, view.primary(), connections=1) as reader:
+                positions[name] = reader.cursor().position
+    if not positions:
+        raise ClusterError(f"{region}: no other region answers from which its primary could be copied", "`pghc up`")
+    donor = max(positions, key=lambda name: positions[name])
+    with _zookeeper(views[donor]) as client:
+        term = terms.current(client, here, region)
+        terms.succeed(client, region, term, term.node)  # a term of its own: who read the former one reads it no more
+        sides = {name: _Side(view, terms.current(client, view, name)) for name, view in views.items()}
+    for name in positions:
+        prepare(sides[name], sides[region])
+    node = sides[region].term.node
+    say(f"{node}: copying the data of {sides[donor].term.node}")
+    servers.copy(node, donor, primary=True)
+    with sides[region].connected() as connection:
+        for (name,) in connection.execute("select subname from pg_subscription").fetchall():
+            drop_subscription(connection, name)
+    servers.restart(node)
+    settle(servers, region, say)
+
+
+def restore(servers: Servers, say: Say = lambda _: None) -> None:
+    """What `up` does by itself: bring interrupted changes to their end, and make again the copies that lack.
+
+    A region that has lost its primary is left as it is, for to go on with a replica is not `up`'s to decide.
+    """
+    topology = servers.topology
+    lacking = servers.lacking()
+    with _zookeeper(servers.view(topology.central)) as client:
+        current = {name: terms.current(client, servers.view(name), name) for name in topology.names}
+    for region in topology.regions:
+        primary = current[region.name].node
+        if primary in lacking:
+            command = "promote" if any(name not in lacking for name in region.databases) else "rebuild"
+            say(f"{primary}: {lacking[primary]}: `pghc {command} {region.name}`")
+            continue
+        view = servers.view(region.name)
+        given_up = _given_up(view, primary)
+        if current[region.name].epoch or view.primary() != primary or any(given_up.values()):
+            settle(servers, region.name, say)
+        for name in region.databases:
+            if name in lacking or settings.identifier(name) in given_up:
+                _copy(servers, name, region.name, say)
+
+
+def _given_up(view: View, primary: str) -> dict[str, bool]:
+    """Slots of a primary whose readers were too far behind, and whether a region's, not a replica's.
+
+    The log has what a region lacks; a replica is copied.
+    """
+    query = "select slot_name, slot_type = 'logical' from pg_replication_slots where wal_status = 'lost'"
+    try:
+        with _connected(view, primary) as connection:
+            return dict(connection.execute(query).fetchall())
+    except psycopg.Error as error:
+        raise Unavailable(f"{primary} does not answer: {_message(error)}", "See `pghc status`", node=primary) from error
+
+
+# Connections
+
+
+@contextmanager
+def _zookeeper(view: View) -> Iterator[Client]:
+    client = connect(view)
+    try:
+        yield client
+    except LOST as error:
+        raise Unavailable(
+            f"{view.region}: learn who the primary is: the connection to ZooKeeper was lost",
+            "A quorum is more than half of the servers: see `pghc status`; then try again",
+        ) from error
+    except KazooException as error:
+        raise ClusterError(f"{view.region}: ZooKeeper refused: {type(error).__name__}") from error
+    finally:
+        client.end()
+
+
+@contextmanager
+def _connected(view: View, node: str) -> Iterator[Connection]:
+    with BoundedConnection.connect(**arguments_of(view.conninfo(node, admin=True)), autocommit=True) as connection:
+        connection.seconds = PATIENCE
+        yield connection
+
+
+def _one(connection: Connection, query: str, *parameters: Any) -> Any:
+    row = connection.execute(query.encode(), parameters or None).fetchone()
+    return row and row[0]
+
+
+def _message(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,285 @@
+"""Servers and regions that are lost for good: what goes on, and that no acknowledged append is lost."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Self
+
+import psycopg
+import pytest
+
+from pghc.chain import Row
+from pghc.cluster.local.embedded import Embedded
+from pghc.errors import BadInput, ClusterError, PghcError
+from pghc.faults.injection import Faults
+from pghc.store import Primary, Store
+from pghc.verify.checker import verify_chain
+from pghc.workload.chains import begin_chain
+from pghc.writers import Writer, new_request_id, open_writer
+
+EXACT = ("causal", "broadcast")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+    """A cluster of these tests' own: roles change in it."""
+    backend = Embedded(tmp_path_factory.mktemp("losses"), owner=True)
+    try:
+        backend.up()
+        yield backend
+    finally:
+        backend.down(purge=True)
+
+
+@pytest.fixture
+def lossy(whole: Embedded) -> Iterator[Embedded]:
+    """With an empty chain, and every server up again afterwards."""
+    whole.up()
+    begin_chain([whole.view(name) for name in whole.topology.names])
+    yield whole
+    for region in whole.topology.names:
+        with suppress(PghcError):
+            whole.up()
+        if whole.view(region).primary() in whole.lacking():
+            whole.rebuild(region)
+    whole.up()
+
+
+class Appending:
+    """Clients of all regions that append until told to stop; ``acknowledged`` are the rows that they were given."""
+
+    def __init__(self, backend: Embedded, writer: str) -> None:
+        self.writers: dict[str, Writer] = {n: open_writer(writer, backend.view(n)) for n in backend.topology.names}
+        self.acknowledged: list[tuple[float, str, Row]] = []
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._append, args=(name,)) for name in self.writers]
+
+    def _append(self, region: str) -> None:
+        request = new_request_id()
+        while not self._stop.is_set():
+            with suppress(PghcError):  # the same request again, until it is answered
+                row = self.writers[region].append(request, 5.0)
+                self.acknowledged.append((time.monotonic(), region, row))
+                request = new_request_id()
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(20)
+        for writer in self.writers.values():
+            writer.close()
+
+    def next_in(self, region: str, timeout: float = 30.0) -> Row:
+        """The next acknowledged append of that region."""
+        since = time.monotonic()
+        while time.monotonic() < since + timeout:
+            for at, name, row in reversed(self.acknowledged.copy()):
+                if name == region and at > since:
+                    return row
+            time.sleep(0.02)
+        raise AssertionError(f"no append of {region} was acknowledged within {timeout} s")
+
+
+def check_nothing_lost(backend: Embedded, rows: list[Row]) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        found = {}
+        for name in backend.topology.names:
+            with Primary(backend.view(name)) as reader:
+                found[name] = list(reader.chain())
+        one = next(iter(found.values()))
+        if all(chain == one for chain in found.values()) or time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    assert all(chain == one for chain in found.values()), {name: len(chain) for name, chain in found.items()}
+    assert verify_chain(one).valid
+    assert len(rows) == len(set(rows)), "each request has a row of its own"
+    assert set(rows) <= set(one), "acknowledged, and not there"
+
+
+@pytest.mark.parametrize("writer", EXACT)
+def test_a_primary_that_is_lost_under_load_is_followed_and_no_acknowledged_append_is_lost(
+    lossy: Embedded, writer: str
+) -> None:
+    region, other = lossy.topology.names[:2]
+    with Appending(lossy, writer) as clients:
+        clients.next_in(region)
+        lost = lossy.view(region).primary()
+        lossy.lose(lost)
+        assert clients.next_in(other), "the others go on"
+        promoted = lossy.promote(region)
+        assert promoted != lost
+        clients.next_in(region)
+        assert clients.next_in(region).node_id == promoted
+        lossy.up()
+        clients.next_in(region)
+    status = {node.name: node for node in lossy.status().nodes}
+    assert (status[lost].role, status[promoted].role) == ("replica", "primary")
+    assert status[lost].detail == "reads its primary's log"
+    check_nothing_lost(lossy, [row for _, _, row in clients.acknowledged])
+
+
+@pytest.mark.parametrize("writer", EXACT)
+def test_what_the_promoted_replica_had_not_received_comes_from_the_log(lossy: Embedded, writer: str) -> None:
+    region = lossy.topology.region(lossy.topology.names[0])
+    primary = lossy.view(region.name).primary()
+    replicas = [name for name in region.databases if name != primary]
+    with ExitStack() as stack:
+        writers = [stack.enter_context(open_writer(writer, lossy.view(name))) for name in lossy.topology.names]
+        rows = [each.append(new_request_id()) for each in writers]
+        for replica in replicas:
+            lossy.kill(replica)
+        rows += [each.append(new_request_id()) for _ in range(3) for each in writers]
+    lossy.lose(primary)
+    for replica in replicas:
+        lossy.start(replica)
+    lossy.promote(region.name)
+    check_nothing_lost(lossy, rows)
+
+
+@pytest.mark.parametrize("writer", EXACT)
+def test_a_deposed_primary_that_goes_on_is_not_believed(lossy: Embedded, writer: str) -> None:
+    """It was paused with an open transaction of a mere psql and one of a writer, which end when it goes on."""
+    region, other = lossy.topology.names[:2]
+    view = lossy.view(region)
+    deposed = view.primary()
+    with ExitStack() as stack:
+        clients = stack.enter_context(Appending(lossy, writer))
+        clients.next_in(region)
+        psql = stack.enter_context(psycopg.connect(**view.conninfo(deposed)))  # type: ignore[arg-type]
+        psql.execute("insert into chain values (1000000, 'an-intruder', 'a hash')")
+        lossy.pause(deposed)
+        outcome: list[str] = []
+        ending = threading.Thread(target=commit, args=(psql, outcome))
+        ending.start()
+        time.sleep(0.3)  # the order to commit waits at the server
+        promoted = lossy.promote(region)
+        assert clients.next_in(region, 40).node_id in (promoted, deposed)
+        lossy.resume(deposed)
+        ending.join(20)
+        assert outcome, "it was told something"
+        clients.next_in(region)
+        clients.next_in(other)
+    assert {node.name: node.role for node in lossy.status().nodes}[deposed] == "replica"
+    check_nothing_lost(lossy, [row for _, _, row in clients.acknowledged])
+    with Store(lossy.view(other)) as store:
+        assert not store.rows("select 1 from chain where node_id = 'an-intruder'")
+
+
+def commit(connection: psycopg.Connection[object], outcome: list[str]) -> None:
+    try:
+        connection.commit()
+        outcome.append("committed")  # there, and nowhere else
+    except psycopg.Error as error:
+        outcome.append(str(error))
+
+
+def test_a_region_that_is_lost_is_brought_back_from_the_others_while_they_write(lossy: Embedded) -> None:
+    region, other = lossy.topology.names[:2]
+    with Appending(lossy, "causal") as clients:
+        clients.next_in(region)
+        lossy.lose(region)
+        clients.next_in(other)
+        assert "its data is gone" in {n.name: n.detail for n in lossy.status().nodes}[lossy.view(region).primary()]
+        lossy.rebuild(region)
+        clients.next_in(region)
+        clients.next_in(other)
+    lossy.up()
+    assert lossy.status().healthy
+    check_nothing_lost(lossy, [row for _, _, row in clients.acknowledged])
+
+
+@pytest.mark.parametrize("role", ["primary", "replica", "zookeeper"])
+def test_a_cluster_starts_with_any_servers_data_deleted_and_says_what_is_to_be_done(lossy: Embedded, role: str) -> None:
+    region = lossy.topology.region(lossy.topology.names[1])
+    primary = lossy.view(region.name).primary()
+    replica = next(name for name in region.databases if name != primary)
+    node = {"primary": primary, "replica": replica, "zookeeper": region.zookeeper}[role]
+    with open_writer("causal", lossy.view(region.name)) as writer:
+        rows = [writer.append(new_request_id()) for _ in range(3)]
+    lossy.down()
+    shutil.rmtree(data_of(lossy) / node)
+    said: list[str] = []
+    lossy.up(said.append)
+    if role == "primary":
+        assert any(f"`pghc promote {region.name}`" in line for line in said), said
+        assert f"`pghc promote {region.name}`" in {n.name: n.detail for n in lossy.status().nodes}[node]
+        with pytest.raises(ClusterError, match="promote"):
+            lossy.rebuild(node)
+        lossy.promote(region.name)
+        lossy.up()
+    assert lossy.status().healthy
+    check_nothing_lost(lossy, rows)
+
+
+def test_an_emptied_zookeeper_server_elects_nobody(lossy: Embedded) -> None:
+    one, two, three = (region.zookeeper for region in lossy.topology.regions)
+    lossy.kill(one)
+    lossy.kill(three)
+    lossy.lose(two)
+    threads = [threading.Thread(target=lossy.start, args=(name,)) for name in (two, three)]
+    for thread in threads:
+        thread.start()
+    time.sleep(8)  # an election takes a second
+    leaders = {node.name for node in lossy.status().nodes if node.role == "zookeeper" and node.accessible}
+    assert not leaders, "two of three make no quorum when one of them may have forgotten what it acknowledged"
+    lossy.start(one)
+    for thread in threads:
+        thread.join(60)
+    assert lossy.status().healthy
+
+
+def test_a_reader_that_is_too_far_behind_is_given_up_and_made_good_for(lossy: Embedded) -> None:
+    here, there = lossy.topology.names[:2]
+    view = lossy.view(here)
+    with Primary(view, admin=True) as primary, primary.connection("flood") as connection, ExitStack() as stack:
+        connection.execute("alter system set max_slot_wal_keep_size = '8MB'")
+        stack.callback(connection.execute, "select pg_reload_conf()")
+        stack.callback(connection.execute, "alter system reset max_slot_wal_keep_size")
+        connection.execute("select pg_reload_conf()")
+        with Faults(lossy).partition(here, there), open_writer("causal", view) as writer:
+            rows = [writer.append(new_request_id())]
+            for _ in range(100):
+                connection.execute("select pg_logical_emit_message(false, 'flood', repeat('x', 1000000))")
+            connection.execute("checkpoint")
+            assert "has given up to_" in {n.name: n.detail for n in lossy.status().nodes}[primary.node]
+    lossy.up()
+    with open_writer("causal", view) as writer:
+        rows.append(writer.append(new_request_id()))
+    assert "given up" not in {n.name: n.detail for n in lossy.status().nodes}[view.primary()]
+    assert lossy.status().healthy
+    check_nothing_lost(lossy, rows)
+
+
+def test_what_cannot_be_promoted_or_rebuilt_is_refused(lossy: Embedded) -> None:
+    region, other = lossy.topology.names[:2]
+    with pytest.raises(BadInput, match="no database"):
+        lossy.promote(region, f"{other}-replica-1")
+    with pytest.raises(BadInput, match="promote"):
+        lossy.rebuild(lossy.view(region).primary())
+    with pytest.raises(BadInput, match="no node"):
+        lossy.lose("nobody")
+
+
+def test_what_a_block_loses_is_back_afterwards(lossy: Embedded) -> None:
+    name = lossy.topology.names[2]
+    for node in (lossy.view(name).primary(), lossy.topology.region(name).zookeeper):
+        with Faults(lossy).lose(node):
+            assert not {each.name: each.accessible for each in lossy.status().nodes}[node]
+    assert lossy.status().healthy
+
+
+def data_of(backend: Embedded) -> Path:
+    cluster = backend._files.cluster()
+    assert cluster
+    return cluster.data
