@@ -13,12 +13,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from pghc.errors import PghcError, Unavailable
 from pghc.verify.history import Recorder
 from pghc.workload.clients import Job, RegionClients
-from pghc.writers import Writer, open_writer
+from pghc.writers import Base, Writer, open_writer
 
 
 def _say(**message: object) -> None:
@@ -102,6 +102,9 @@ def _open(job: Job, step: Callable[[str], None]) -> Writer:
         else:
             if job.segment_size and (sequencer := getattr(writer, "sequencer", None)):
                 sequencer.segment_size = job.segment_size
+            if isinstance(writer, Base):  # before the clock starts: naive has to connect to ZooKeeper for it
+                with suppress(PghcError):
+                    writer.join(job.view, writer.store.cursor().chain, 5.0)
             return writer
 
 

@@ -287,6 +287,22 @@ def test_a_writer_that_stays_open_counts_from_one_when_another_chain_begins(
         chains.begin_chain(list(views.values()))
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 7])
+def test_causal_completes_an_entry_of_broadcast_with_all_its_appends(
+    views: dict[str, View], stack: ExitStack, at_once: int
+) -> None:
+    """Its region has no applier; a refusal here was said to be definite, and the append happened later."""
+    us, eu, ap = views
+    with ExitStack() as open_ones:
+        one, _ = [open_ones.enter_context(open_writer("broadcast", views[name])) for name in (us, ap)]
+        rows = one.submit_many([new_id() for _ in range(at_once)]).result(10)  # type: ignore[attr-defined]
+    row = stack.enter_context(open_writer("causal", views[eu])).append(new_id(), 6)
+    assert row == successor(rows[-1], f"{eu}-primary")
+    for name in (us, ap):
+        stack.enter_context(open_writer("broadcast", views[name]))
+    assert the_chain(views) == [*rows, row]
+
+
 # The log
 
 

@@ -244,6 +244,10 @@ class World:
 
     # What else is asked of them
 
+    client = None
+
+    def follow(self, _client: object) -> None: ...
+
     def __enter__(self) -> Self:
         return self
 
@@ -255,7 +259,7 @@ class World:
 def opened(name: str, world: World) -> Iterator[Any]:
     """The writer on this world."""
     module = MODULES[name]
-    mutex = SimpleNamespace(hold=world.hold, read=world.claimed, claim=world.claim)
+    mutex = SimpleNamespace(hold=world.hold, read=world.claimed, claim=world.claim, client=None)
     clock = SimpleNamespace(monotonic=lambda: world.now) if world.delays is not None else time
     stands_in = {
         "Store": lambda *_: world,
