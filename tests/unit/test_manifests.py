@@ -227,5 +227,5 @@ def test_a_servers_settings_follow_the_memory_of_its_pod_wherever_that_is_set() 
 def test_an_ending_api_pod_has_time_for_requests_that_still_arrive_and_then_for_those_in_flight() -> None:
     pod = workloads()["api"]
     waits = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert waits >= 5
+    assert waits >= 10
     assert pod["terminationGracePeriodSeconds"] >= waits + LINGER + CLOSING + 5
