@@ -151,7 +151,7 @@ class Lease:
 
     def _holders(self) -> Sequence[Holder]:
         holders = []
-        for name in self._ask("get_children", USERS, lambda _event: self._changed.set()):
+        for name in sorted(self._ask("get_children", USERS, lambda _event: self._changed.set())):
             with suppress(zk.NoNodeError):  # it has just gone
                 holders.append(Holder(*json.loads(self._ask("get", f"{USERS}/{name}")[0])))
         return holders
