@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -437,7 +438,7 @@ def test_servers_die_with_the_supervisor_even_without_the_guard(stopped: Path) -
 # Bad surroundings
 
 
-def test_damaged_data_names_the_node_and_shows_its_log(stopped: Path) -> None:
+def test_damaged_data_names_the_node_and_shows_its_log_and_of_lost_data_the_command_is_named(stopped: Path) -> None:
     cluster = ClusterDirectory(stopped).cluster()
     assert cluster
     control = cluster.data / "r2-primary/global/pg_control"
@@ -453,9 +454,12 @@ def test_damaged_data_names_the_node_and_shows_its_log(stopped: Path) -> None:
 
     elsewhere = (cluster.data / "r1-primary").rename(cluster.data / "elsewhere")
     try:
-        with pytest.raises(ClusterError, match=r"r1-primary: its data .* down --purge"):
-            backend.up()
+        backend.up()
+        lost = node(backend, "r1-primary")
+        assert lost.state != "running"
+        assert re.match(r"its data is gone: .*`pghc (promote|rebuild) r1", lost.detail), lost.detail
     finally:
+        backend.down()
         elsewhere.rename(cluster.data / "r1-primary")
 
 
