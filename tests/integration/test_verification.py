@@ -13,7 +13,7 @@ import pytest
 
 from pghc.chain import Row, extend
 from pghc.cluster import Backend
-from pghc.store import Reader
+from pghc.store import Primary, Reader
 from pghc.verify import audit as auditing
 from pghc.verify.audit import audit, audit_regions
 from pghc.workload import chains
@@ -139,7 +139,7 @@ def test_regions_are_compared_as_they_stood_when_each_was_judged(
             load(primary, rows[:10])
         judged = []
 
-        class Overtaken(Reader):
+        class Overtaken(Primary):
             def anomalies(self, *arguments: Any, **options: Any) -> Any:
                 found = super().anomalies(*arguments, **options)
                 judged.append(self.node)
@@ -148,7 +148,7 @@ def test_regions_are_compared_as_they_stood_when_each_was_judged(
                         load(primary, now)
                 return found
 
-        monkeypatch.setattr(auditing, "Reader", Overtaken)
+        monkeypatch.setattr(auditing, "Primary", Overtaken)
         verdict, _ = audit_regions(views)
         assert judged == [primary.node for primary in primaries]
         assert str(verdict) == "Valid: 10 entries, every link holds, 3 regions agree."
