@@ -129,6 +129,7 @@ def test_a_killed_and_a_paused_server_are_seen_as_such_until_all_is_healed(page:
 def test_time_stands_still_goes_back_and_comes_back_to_now(page: Page) -> None:
     run(page, "causal", "10")
     page.click('[data-do="time"]')
+    page.wait_for_timeout(300)  # the frame that was being drawn
     stood = page.inner_text('[data-part="when"]').split()[0]
     shown = mark(page, "us-east")
     page.wait_for_timeout(1_500)
