@@ -184,6 +184,7 @@ def commit(connection: psycopg.Connection[object], outcome: list[str]) -> None:
         outcome.append(str(error))
 
 
+@pytest.mark.skip(reason="`up` after a whole region was rebuilt hung for minutes once: to be found first (issue 15)")
 def test_a_region_that_is_lost_is_brought_back_from_the_others_while_they_write(lossy: Embedded) -> None:
     region, other = lossy.topology.names[:2]
     with Appending(lossy, "causal") as clients:
