@@ -66,11 +66,12 @@ class Lease:
     ``what`` tells others what it is used for. ``fresh``: to begin a chain, which nobody else may use; else the lease is
     shared with those whose writers order the chain by the same ``ordering``. Raises `InUse` at once, naming the holder
     (one whose process has ended on this machine is waited for: its session ends by itself), or `Unavailable`.
+    ``alone``: whether nobody else has used the chain since the lease was taken, as of the last `check`.
     """
 
     def __init__(self, view: View, what: str, ordering: str = "", *, fresh: bool, timeout: float = 10.0) -> None:
         self._me = Holder(what, ordering, os.getpid(), _user(), socket.gethostname(), time.time())
-        self._fresh, self._timeout, self._alone = fresh, timeout, True
+        self._fresh, self._timeout, self.alone = fresh, timeout, True
         self._changed, self.lost = threading.Event(), threading.Event()
         self._region = view.region
         self.client = connect(view, timeout=timeout)
@@ -84,11 +85,6 @@ class Lease:
         except BaseException:
             self.close()
             raise
-
-    @property
-    def alone(self) -> bool:
-        """Whether nobody else has used the chain since the lease was taken, as of the last `check`."""
-        return self._alone
 
     def close(self) -> None:
         """Give the lease back."""
@@ -121,7 +117,7 @@ class Lease:
                 self._ask("sync", USERS)
                 if not self._ask("exists", self._path):
                     self._take_again()
-                self._alone &= self._ask("exists", USERS).version == self._version
+                self.alone &= self._ask("exists", USERS).version == self._version
                 return
             if time.monotonic() > deadline:
                 raise self._unavailable("check the lease of the chain")
@@ -139,7 +135,7 @@ class Lease:
                 generation = int(data or 0) + (fresh or not holders)
                 with suppress(zk.RolledBackError, zk.BadVersionError):
                     path = self._create(generation, stat.version)
-                    self._alone = not holders
+                    self.alone = not holders
                     return path, generation, stat.version + 1
                 continue
             if time.monotonic() > deadline or not all(one.is_gone for one in others):
@@ -178,7 +174,7 @@ class Lease:
                 )
             with suppress(zk.RolledBackError, zk.BadVersionError):
                 self._path = self._create(self._generation, stat.version)
-                self._alone &= stat.version == self._version
+                self.alone &= stat.version == self._version
                 self._version = stat.version + 1
                 return
 

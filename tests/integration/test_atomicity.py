@@ -28,20 +28,6 @@ LOG_WRITERS = ("causal", "broadcast")
 REFUSALS = "select sum(apply_error_count)::int from pg_stat_subscription_stats"
 
 
-@pytest.fixture
-def views(cluster: Backend) -> dict[str, View]:
-    """Every region's view, on an empty chain."""
-    views = {name: cluster.view(name) for name in cluster.topology.names}
-    chains.begin_chain(list(views.values()))
-    return views
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
-
-
 @contextmanager
 def held(store: Store) -> Iterator[None]:
     """The region's cursor is locked by somebody: nobody can change the chain."""

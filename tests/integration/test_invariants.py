@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from uuid import uuid4
@@ -45,20 +45,6 @@ class Dies:
 
 def new_id() -> str:
     return str(uuid4())
-
-
-@pytest.fixture
-def views(cluster: Backend) -> dict[str, View]:
-    """Every region's view, on an empty chain."""
-    views = {name: cluster.view(name) for name in cluster.topology.names}
-    chains.begin_chain(list(views.values()))
-    return views
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
 
 
 def settled_chains(views: dict[str, View]) -> dict[str, list[Row]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from itertools import permutations
@@ -34,20 +33,6 @@ LOG = ("causal", "broadcast")
 
 def new_id() -> str:
     return str(uuid4())
-
-
-@pytest.fixture
-def views(cluster: Backend) -> dict[str, View]:
-    """Every region's view, on an empty chain."""
-    views = {name: cluster.view(name) for name in cluster.topology.names}
-    chains.begin_chain(list(views.values()))
-    return views
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
 
 
 # 1  Writers mixed on one chain
