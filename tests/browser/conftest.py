@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """A browser for one file: while Playwright lives, its event loop runs in this thread, and no other test may start one."""
+    """For one file: while Playwright lives its event loop runs in this thread, and no other test may start one."""
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
         pytest.skip("no Chromium is installed: scripts/browser.sh installs Debian's")

@@ -184,7 +184,6 @@ class Deployment:
     def make_data_directory(self) -> None:
         """Empty, and the servers' own."""
         self.delete_data()
-        self.data.parent.mkdir(parents=True, exist_ok=True)
         self.data.mkdir(mode=0o700)
         self._own(self.data)
         for node in self.nodes:

@@ -50,13 +50,14 @@ class ClusterDirectory:
         self._cluster = self.directory / "cluster.json"
         self._supervisor = self.directory / "supervisor.json"
 
-    def make(self) -> None:
-        """The directory itself, and its parents; root's servers may pass on their way to data, and see nothing."""
+    def make(self, data: Path) -> None:
+        """The directory itself, that of ``data``, and their parents; root's servers may pass, and see nothing."""
         try:
-            for step in reversed([self.directory, *self.directory.parents]):
-                if not step.exists():
-                    step.mkdir()
-                    step.chmod(0o711 if os.geteuid() == 0 else 0o700)  # whatever the user's mask is
+            for directory in (self.directory, data.parent):
+                for step in reversed([directory, *directory.parents]):
+                    if not step.exists():
+                        step.mkdir()
+                        step.chmod(0o711 if os.geteuid() == 0 else 0o700)  # whatever the user's mask is
             self.logs.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise _failed("make", self.directory, error) from error

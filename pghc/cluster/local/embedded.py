@@ -233,7 +233,7 @@ class Embedded:
         if self.durable is not None:
             cluster = replace(cluster, durable=self.durable)
         tools = fetch.find_tools(progress)
-        self._files.make()
+        self._files.make(cluster.data)
         if not cluster.complete:
             self._check_space(cluster)
         self._files.save(cluster)
