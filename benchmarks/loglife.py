@@ -11,8 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from pghc.cluster.local.deployment import ask_zookeeper
 from pghc.cluster.local.embedded import Embedded
+from pghc.cluster.probes import ask_zookeeper
 from pghc.lab.plots import Plot
 from pghc.workload import runs
 from pghc.workload.processes import ClientProcesses

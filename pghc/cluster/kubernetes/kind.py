@@ -6,7 +6,6 @@ are asked of Kubernetes, the ports on loopback of the container engine. A kubeco
 
 from __future__ import annotations
 
-import asyncio
 import getpass
 import hashlib
 import json
@@ -27,16 +26,13 @@ from tempfile import NamedTemporaryFile
 from threading import Thread
 from typing import IO, Any
 
-import psycopg
-
 from pghc import topology as topologies
 from pghc.cluster import NodeStatus, Progress, State, Status, default_directory
 from pghc.cluster.kubernetes.manifests import PART_OF, REGION_LABEL, control_node_port, node_port, pod
 from pghc.cluster.kubernetes.pods import HELD, credentials
-from pghc.cluster.local.deployment import ask_api, ask_zookeeper
+from pghc.cluster.probes import probe
 from pghc.cluster.wan import LinkState, LinkStatus
 from pghc.errors import BadInput, ClusterError, NotRunning
-from pghc.store import complete
 from pghc.topology import Address, Node, Topology, View
 
 Json = dict[str, Any]
@@ -156,7 +152,7 @@ class Kind:
                 state = _state(pods[node.region, names[0]])
             accessible, detail = (False, away.get(node.region, ""))
             if state == "running":
-                accessible, detail = _answers(node, views[node.region])
+                accessible, detail = probe(node, views[node.region], GLANCE)
             port = views[node.region].addresses[node.name].port
             used = sum(each.result().get((node.region, name), 0) for each in memory for name in names)
             return NodeStatus(node.name, node.region, node.role, state, accessible, port, None, used, detail)
@@ -196,7 +192,7 @@ class Kind:
 
         def back() -> bool:
             self._release(server)
-            return _answers(server, view)[0]
+            return probe(server, view, GLANCE)[0]
 
         _until(back, f"{node} does not answer", node, f"kubectl logs -n {server.region} {_object(server)} says why")
 
@@ -541,26 +537,6 @@ def _remedy(cluster: str, topology: Topology, machines: Mapping[str, str]) -> st
 
 def _is_ready(found: Json) -> bool:
     return any(each["type"] == "Ready" and each["status"] == "True" for each in found["status"].get("conditions", []))
-
-
-def _answers(server: Node, view: View) -> tuple[bool, str]:
-    """Whether a server answers where a client dials it, and a word about it."""
-    address = view.addresses[server.name]
-    try:
-        match server.role:
-            case "zookeeper":
-                answer = asyncio.run(asyncio.wait_for(ask_zookeeper(address, "srvr"), GLANCE))
-                mode = re.search(r"Mode: (\w+)", answer)
-                return bool(mode), mode[1] if mode else ""
-            case "api":
-                return asyncio.run(asyncio.wait_for(ask_api(address), GLANCE))["reads"], ""
-            case _:
-                arguments = complete(view.conninfo(server.name)) | {"connect_timeout": 2}
-                with psycopg.connect(**arguments, autocommit=True) as connection:
-                    connection.execute("select 1")
-                return True, ""
-    except (OSError, TimeoutError, ValueError, LookupError, psycopg.Error):
-        return False, ""
 
 
 def _until(condition: Callable[[], bool], what: str, node: str, remedy: str = "") -> None:

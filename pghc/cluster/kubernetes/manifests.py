@@ -18,7 +18,6 @@ from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from importlib.resources import files
 from pathlib import Path
 from secrets import token_urlsafe
 from typing import Any, Literal
@@ -300,11 +299,6 @@ def write(topology: Topology, overlay: Overlay, images: Images, manifests: Path,
         resources.append("volumes.json")
         (target / "volumes.json").write_text(_list(volumes(topology)))
     (target / "kustomization.yaml").write_text(json.dumps({"resources": resources}))
-
-
-def schema() -> str:
-    """The statements that make the chain's tables."""
-    return files("pghc").joinpath("schema.sql").read_text()
 
 
 def secret(region: str, values: Mapping[str, str]) -> Json:

@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 import psycopg
 
 from pghc import topology as topologies
-from pghc.cluster import settings
-from pghc.cluster.kubernetes.manifests import CONTROL_PORT, PORTS, client_port, gateway_ports, schema
+from pghc.cluster import bootstrap, settings
+from pghc.cluster.kubernetes.manifests import CONTROL_PORT, PORTS, client_port, gateway_ports
 from pghc.cluster.wan import Wan
 from pghc.errors import BadInput, ClusterError, PghcError
 from pghc.store import complete
@@ -74,64 +74,44 @@ def say(what: str) -> None:
 # The setup Job
 
 
-def setup() -> None:
+async def setup() -> None:
     """Make this region part of the mesh; what is there already stays. Raises `ClusterError` when time is up."""
     here = view()
     region = here.topology.region(here.region)
     deadline = time.monotonic() + PATIENCE
     admin = here.conninfo(region.primary, admin=True)
-    with _connect(admin | {"dbname": "postgres"}, deadline) as connection:
-        statements = [*settings.roles(*_verifiers(connection, here)), *settings.database()]
-        _execute(connection, statements, "roles and database")
-    with _connect(admin, deadline) as connection:
-        if connection.execute("select to_regclass('public.chain') is null").fetchone() == (True,):
-            with connection.transaction():
-                _execute(connection, [schema()], "schema")
-        _execute(connection, settings.slots(here.topology, here.region), "slots for replicas and other regions")
-        for statement in settings.subscriptions(here.topology, here.region):
-            _until(deadline, lambda: _execute(connection, [statement], "subscription"))  # noqa: B023  called at once
+    async with await _connect(admin | {"dbname": "postgres"}, deadline) as connection:
+        replicator = (SECRETS / "replicator-password").read_text()
+        made = await bootstrap.make_database(connection, here.credentials.password, replicator)
+        say(f"roles and database: {made} made")
+    async with await _connect(admin, deadline) as connection:
+        await bootstrap.make_schema(connection)
+        made = await bootstrap.make(connection, settings.slots(here.topology, here.region))
+        say(f"slots for replicas and other regions: {made} made")
+        subscriptions = settings.subscriptions(here.topology, here.region)
+        made = await _until(deadline, lambda: bootstrap.make(connection, subscriptions))
+        say(f"subscriptions: {made} made")
         readers = region.replicas + len(here.topology.names) - 1
-        _until(deadline, lambda: _expect_streams(connection, readers))
+        await _until(deadline, lambda: _expect_streams(connection, readers))
     say(f"{here.region} is part of the mesh: {readers} readers follow {region.primary}")
 
 
-def _verifiers(connection: psycopg.Connection[Any], here: View) -> tuple[str, str]:
-    """SCRAM verifiers of the application's and the replicator's password: what a log may see."""
-    replicator = (SECRETS / "replicator-password").read_text()
-    pairs = (here.credentials.password, settings.APPLICATION), (replicator, settings.REPLICATOR)
-    encrypt = connection.pgconn.encrypt_password
-    first, second = (encrypt(word.encode(), role.encode(), b"scram-sha-256").decode() for word, role in pairs)
-    return first, second
-
-
-def _connect(conninfo: dict[str, str | int], deadline: float) -> psycopg.Connection[Any]:
+async def _connect(conninfo: dict[str, str | int], deadline: float) -> bootstrap.Connection:
     arguments = complete(conninfo)
-    return _until(deadline, lambda: psycopg.connect(**arguments, autocommit=True))
+    return await _until(deadline, lambda: psycopg.AsyncConnection.connect(**arguments, autocommit=True))
 
 
-def _execute(connection: psycopg.Connection[Any], statements: Iterable[str], what: str) -> None:
-    made = 0
-    for statement in statements:
-        try:
-            connection.execute(statement.encode())
-        except (psycopg.errors.DuplicateObject, psycopg.errors.DuplicateDatabase):
-            continue
-        made += 1
-    say(f"{what}: {made} made")
+async def _expect_streams(connection: bootstrap.Connection, expected: int) -> None:
+    if (streams := await bootstrap.streams(connection)) < expected:
+        raise ClusterError(f"{streams} of {expected} readers of the log are connected")
 
 
-def _expect_streams(connection: psycopg.Connection[Any], expected: int) -> None:
-    row = connection.execute("select count(*) from pg_stat_replication where state = 'streaming'").fetchone()
-    if row and row[0] < expected:
-        raise ClusterError(f"{row[0]} of {expected} readers of the log are connected")
-
-
-def _until(deadline: float, attempt: Callable[[], T]) -> T:
+async def _until(deadline: float, attempt: Callable[[], Awaitable[T]]) -> T:
     """What ``attempt`` returns, once it does; other regions come up when they do. Raises `ClusterError`."""
     said = ""
     while True:
         try:
-            return attempt()
+            return await attempt()
         except (psycopg.OperationalError, ClusterError) as error:
             why = " ".join(str(error).split())
             if time.monotonic() > deadline:
@@ -139,7 +119,7 @@ def _until(deadline: float, attempt: Callable[[], T]) -> T:
             if why != said:
                 say(f"waiting: {why}")
                 said = why
-            time.sleep(0.25)
+            await asyncio.sleep(0.25)
 
 
 # The gateway
@@ -227,7 +207,7 @@ def api() -> None:
 def main() -> None:
     match sys.argv[1:]:
         case ["setup"]:
-            setup()
+            asyncio.run(setup())
         case ["gateway"]:
             asyncio.run(gateway())
         case ["api"]:

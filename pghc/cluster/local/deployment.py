@@ -13,17 +13,17 @@ import sys
 from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
-from pghc.cluster import settings
+from pghc.cluster import bootstrap, settings
 from pghc.cluster.local.directory import Cluster
 from pghc.cluster.local.fetch import Tools
 from pghc.cluster.local.processes import Command, Process, Processes
+from pghc.cluster.probes import ask_api, ask_zookeeper
 from pghc.cluster.settings import ZooKeeperAddresses
 from pghc.cluster.surroundings import environment, python_environment
 from pghc.cluster.wan import Wan
@@ -337,18 +337,11 @@ class Deployment:
             await asyncio.to_thread(os.sync)
 
     async def _fill(self, node: Node) -> None:
+        passwords = self._cluster.credentials.password, self._cluster.replicator_password
         async with self.connection(node, database="postgres") as connection:
-            verifiers = [
-                connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
-                for role, password in (
-                    (settings.APPLICATION, self._cluster.credentials.password),
-                    (settings.REPLICATOR, self._cluster.replicator_password),
-                )
-            ]
-            for statement in [*settings.roles(*verifiers), *settings.database()]:
-                await _execute(connection, statement)
+            await bootstrap.make_database(connection, *passwords)
         async with self.connection(node) as connection:
-            await _execute(connection, files("pghc").joinpath("schema.sql").read_text())
+            await bootstrap.make_schema(connection)
 
     async def make_slots(self) -> None:
         names = self.topology.names
@@ -362,8 +355,7 @@ class Deployment:
         node = self.topology.node(self.primaries[region])
         try:
             async with self.connection(node) as connection, asyncio.timeout(PATIENCE):
-                for statement in statements:
-                    await _execute(connection, statement)
+                await bootstrap.make(connection, statements)
         except (psycopg.Error, TimeoutError) as error:
             raise ClusterError(f"{node.name}: {str(error) or 'no answer'}", node=node.name) from error
 
@@ -484,13 +476,11 @@ class Deployment:
         async with self.connection(node) as connection:
             deadline = asyncio.get_running_loop().time() + PATIENCE
             while True:
-                cursor = await connection.execute("select count(*) from pg_stat_replication where state = 'streaming'")
-                row = await cursor.fetchone()
-                if row and row[0] >= expected:
+                if (streams := await bootstrap.streams(connection)) >= expected:
                     return
                 if asyncio.get_running_loop().time() > deadline:
                     raise ClusterError(
-                        f"{node.name}: {row and row[0]} of {expected} readers of its log came within {PATIENCE:g} s",
+                        f"{node.name}: {streams} of {expected} readers of its log came within {PATIENCE:g} s",
                         "The servers' logs say why.",
                         node=node.name,
                     )
@@ -505,31 +495,6 @@ async def together(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
                 tasks.create_task(each)
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
-
-
-async def ask_zookeeper(address: Address, word: str) -> str:
-    """The answer to a four-letter word. Raises `OSError`."""
-    reader, writer = await asyncio.open_connection(address.host, address.port)
-    try:
-        writer.write(word.encode())
-        return (await reader.read(65536)).decode()
-    finally:
-        writer.close()
-
-
-async def ask_api(address: Address) -> dict[str, bool]:
-    """What an API node says of its readiness. Raises `OSError`, `ValueError`."""
-    reader, writer = await asyncio.open_connection(address.host, address.port)
-    try:
-        writer.write(b"GET /health/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        ready: dict[str, bool] = json.loads((await reader.read(65536)).partition(b"\r\n\r\n")[2])
-        return ready
-    finally:
-        writer.close()
-
-
-async def _execute(connection: psycopg.AsyncConnection[Any], statement: str) -> None:
-    await connection.execute(statement.encode())
 
 
 def _says_taken(log: str, port: int) -> bool:

@@ -5,7 +5,6 @@ This is the asker's side; a supervisor process owns the servers (see `pghc.clust
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import select
@@ -22,17 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import psycopg
 
 from pghc import errors
 from pghc import topology as topologies
-from pghc.cluster import NodeStatus, Progress, Status, replacement, settings, surroundings
+from pghc.cluster import NodeStatus, Progress, Status, replacement, surroundings
 from pghc.cluster.local import fetch, processes
-from pghc.cluster.local.deployment import ask_api, ask_zookeeper, nodes_to_run, tail
+from pghc.cluster.local.deployment import nodes_to_run, tail
 from pghc.cluster.local.directory import Cluster, ClusterDirectory, is_alive
+from pghc.cluster.probes import probe
 from pghc.cluster.wan import LinkState, LinkStatus
 from pghc.errors import ClusterError, NotRunning, PghcError
-from pghc.store import complete
 from pghc.topology import Address, Node, Topology, View
 
 #: Seconds: the longest silence of a supervisor that is at work, and of one that is asked a question.
@@ -41,8 +39,6 @@ START, ANSWER = 150.0, 30.0
 PROBE = 4
 #: Bytes on disk that a new cluster wants for each Postgres server: 37 MB for a start, then its log.
 DISK_PER_SERVER = 64 << 20
-#: Megabytes kept for a reader that is behind, from which on `status` says so.
-KEPT = 64
 
 
 def quiet(_: str) -> None:
@@ -356,7 +352,7 @@ class Embedded:
         address = self.view(node.region).addresses[node.name]
         accessible, detail = False, ""
         if known["state"] == "running":
-            accessible, detail = self._probe(node, address)
+            accessible, detail = probe(node, self.view(node.region), PROBE)
         elif known["state"] == "stopped":
             detail = f"exit code {known['exit_code']}"
         if known["lack"]:
@@ -373,35 +369,6 @@ class Embedded:
             detail,
         )
 
-    def _probe(self, node: Node, address: Address) -> tuple[bool, str]:
-        try:
-            details = {"zookeeper": self._zookeeper_detail, "api": self._api_detail}
-            return True, details[node.role](address) if node.role in details else self._postgres_detail(node)
-        except (psycopg.Error, OSError, ValueError) as error:
-            return False, str(error).partition("\n")[0] or type(error).__name__
-
-    def _zookeeper_detail(self, address: Address) -> str:
-        answer = asyncio.run(asyncio.wait_for(ask_zookeeper(address, "srvr"), PROBE))
-        if "Mode: " not in answer:
-            raise ValueError("no quorum")
-        return answer.partition("Mode: ")[2].split()[0]
-
-    def _api_detail(self, address: Address) -> str:
-        ready = asyncio.run(asyncio.wait_for(ask_api(address), PROBE))
-        return ", ".join(f"{what}: {'yes' if each else 'no'}" for what, each in ready.items())
-
-    def _postgres_detail(self, node: Node) -> str:
-        arguments = complete(self.view(node.region).conninfo(node.name)) | {"connect_timeout": PROBE}
-        arguments["options"] = f"-c statement_timeout={PROBE * 1000}"
-        with psycopg.connect(**arguments) as connection:
-            if node.role == "replica":
-                row = connection.execute("select count(*) from pg_stat_wal_receiver where pid is not null").fetchone()
-                return "reads its primary's log" if row and row[0] else "has lost its primary"
-            row = connection.execute("select count(pid), count(distinct subid) from pg_stat_subscription").fetchone()
-            kept = connection.execute(_KEPT, (KEPT << 20,)).fetchall()
-        detail = f"{row[0]} of {row[1]} subscriptions at work" if row else ""
-        return "; ".join([detail, *(_kept(*each) for each in kept)])
-
 
 def _as_it_is(topology: Topology, known: dict[str, Any]) -> Node:
     """The node in the role that it has now."""
@@ -416,18 +383,6 @@ def nodes_of(topology: Topology, name: str) -> list[str]:
     if name not in topology.names:
         return [topology.node(name).name]
     return [node.name for node in nodes_to_run(topology) if node.region == name]
-
-
-_KEPT = """select slot_name, wal_status = 'lost', (pg_current_wal_lsn() - restart_lsn)::bigint >> 20
-           from pg_replication_slots where wal_status = 'lost' or pg_current_wal_lsn() - restart_lsn > %s
-           order by slot_name"""
-
-
-def _kept(slot: str, lost: bool, megabytes: int | None) -> str:
-    """What `status` says of a slot whose reader is far behind."""
-    if lost:
-        return f"has given up {slot}, {settings.SLOT_MB} MB behind: `pghc up`"
-    return f"keeps {megabytes} MB for {slot}; gives it up at {settings.SLOT_MB}"
 
 
 def _shape(topology: Topology) -> list[tuple[str, int]]:
