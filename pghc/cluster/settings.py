@@ -13,13 +13,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pghc.topology import LIBPQ, Address, Node, Topology
+from pghc.topology import LIBPQ, Address, Node, Role, Topology
 
 ADMIN = "pghc_admin"
 APPLICATION = "pghc"
 REPLICATOR = "replicator"
 DATABASE = "pghc"
 PUBLICATION = "pghc"
+
+#: The services of a server and their usual ports; the first is the one that clients dial.
+SERVICES: dict[Role, dict[str, int]] = {
+    "primary": {"postgres": 5432},
+    "replica": {"postgres": 5432},
+    "zookeeper": {"client": 2181, "peer": 2888, "election": 3888},
+    "api": {"http": 8080},
+}
+
+
+def first_service(role: Role) -> str:
+    """The name of the service that clients dial."""
+    return next(iter(SERVICES[role]))
 
 
 def identifier(name: str) -> str:

@@ -22,20 +22,23 @@ from pathlib import Path
 from secrets import token_urlsafe
 from typing import Any, Literal
 
-from pghc.cluster.settings import JVM, ZooKeeperAddresses, pg_hba, postgres_conf, service_file, zoo_cfg, zookeeper_ids
+from pghc.cluster.settings import (
+    JVM,
+    SERVICES,
+    ZooKeeperAddresses,
+    first_service,
+    pg_hba,
+    postgres_conf,
+    service_file,
+    zoo_cfg,
+    zookeeper_ids,
+)
 from pghc.errors import BadInput, PghcError
-from pghc.topology import Address, Node, Region, Role, Topology, load, parse
+from pghc.topology import Address, Node, Region, Topology, load, parse
 
 Overlay = Literal["kind", "cloud"]
 Json = dict[str, Any]
 
-#: The ports of a server, by name; the first is the clients'.
-PORTS: dict[Role, dict[str, int]] = {
-    "primary": {"postgres": 5432},
-    "replica": {"postgres": 5432},
-    "zookeeper": {"client": 2181, "peer": 2888, "election": 3888},
-    "api": {"http": 8080},
-}
 CONTROL_PORT = 9000
 #: Where a kind node keeps the volumes of its region's pods, a directory each.
 VOLUMES = "/var/lib/pghc"
@@ -60,7 +63,7 @@ class Images:
 
 
 def client_port(node: Node) -> int:
-    return next(iter(PORTS[node.role].values()))
+    return SERVICES[node.role][first_service(node.role)]
 
 
 def node_port(topology: Topology, viewer: str, node: Node, port: int = 0) -> int:
@@ -78,7 +81,7 @@ def gateway_ports(topology: Topology, region: str) -> Iterator[tuple[Node, int, 
     """Each port of each server of the other regions, and the port on which the gateway of ``region`` stands for it."""
     for place, node in enumerate(topology.nodes):
         if node.region != region:
-            for number, port in enumerate(PORTS[node.role].values()):
+            for number, port in enumerate(SERVICES[node.role].values()):
                 yield node, port, FIRST_GATEWAY_PORT + place * 10 + number
 
 
@@ -149,7 +152,7 @@ def services(topology: Topology, region: str, overlay: Overlay) -> list[Json]:
         else:
             ports: list[Json] = [
                 {"name": name, "port": port, "targetPort": name if own else gateway[node.name, port]}
-                for name, port in PORTS[node.role].items()
+                for name, port in SERVICES[node.role].items()
             ]
             spec = {"selector": _selector(node) if own else {"app.kubernetes.io/component": "gateway"}, "ports": ports}
             if own and node.role == "zookeeper":

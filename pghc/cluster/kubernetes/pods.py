@@ -21,7 +21,7 @@ import psycopg
 
 from pghc import topology as topologies
 from pghc.cluster import bootstrap, settings
-from pghc.cluster.kubernetes.manifests import CONTROL_PORT, PORTS, client_port, gateway_ports
+from pghc.cluster.kubernetes.manifests import CONTROL_PORT, client_port, gateway_ports
 from pghc.cluster.wan import Wan
 from pghc.errors import BadInput, ClusterError, PghcError
 from pghc.store import complete
@@ -132,7 +132,7 @@ async def gateway() -> None:
     topology, region = own_topology(), own_region()
     wan = Wan(topology, rewrite_elections=False)  # a server's name leads each region to its own gateway
     for node, port, listens in gateway_ports(topology, region):
-        service = next(name for name, number in PORTS[node.role].items() if number == port)
+        service = next(name for name, number in settings.SERVICES[node.role].items() if number == port)
         upstream = Address(f"{node.name}.{node.region}.svc.cluster.local", port)
         await wan.listen(region, node.name, service, upstream, host="0.0.0.0", port=listens)  # noqa: S104  its pod's
     say(f"the gateway of {region} carries {', '.join(f'{a} → {b}' for a, b in topology.pairs if region in (a, b))}")
@@ -197,7 +197,7 @@ def api() -> None:
     """Become the region's API node."""
     while HELD.exists():
         time.sleep(0.1)
-    orders = {"view": view().to_dict(), "host": "0.0.0.0", "port": PORTS["api"]["http"]}  # noqa: S104  its pod's
+    orders = {"view": view().to_dict(), "host": "0.0.0.0", "port": settings.SERVICES["api"]["http"]}  # noqa: S104  its pod's
     file = Path("/tmp/orders.json")  # noqa: S108  the pod's own, in memory
     with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as writing:
         json.dump(orders, writing)

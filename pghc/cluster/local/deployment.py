@@ -24,20 +24,13 @@ from pghc.cluster.local.directory import Cluster
 from pghc.cluster.local.fetch import Tools
 from pghc.cluster.local.processes import Command, Process, Processes
 from pghc.cluster.probes import ask_api, ask_zookeeper
-from pghc.cluster.settings import ZooKeeperAddresses
+from pghc.cluster.settings import SERVICES, ZooKeeperAddresses, first_service
 from pghc.cluster.surroundings import environment, python_environment
 from pghc.cluster.wan import Wan
 from pghc.errors import ClusterError
 from pghc.store import complete
-from pghc.topology import Address, Node, Role, Topology, View
+from pghc.topology import Address, Node, Topology, View
 
-#: The ports that a node of each role listens on; the first is the one that clients dial.
-SERVICES: dict[Role, tuple[str, ...]] = {
-    "primary": ("postgres",),
-    "replica": ("postgres",),
-    "zookeeper": ("client", "peer", "election"),
-    "api": ("http",),
-}
 #: Below the ephemeral range, so that no outgoing connection takes a port between its choice and its use.
 PORTS = range(12_000, 32_000)
 
@@ -170,7 +163,7 @@ class Deployment:
 
     def view(self, wan: Wan, region: str) -> dict[str, Address]:
         """Node name to the address that clients of ``region`` dial."""
-        return {node.name: self._seen(wan, region, node.name, SERVICES[node.role][0]) for node in self.topology.nodes}
+        return {node.name: self._seen(wan, region, node.name, first_service(node.role)) for node in self.topology.nodes}
 
     def _seen(self, wan: Wan, region: str, node: str, service: str) -> Address:
         if self.topology.node(node).region == region:
@@ -393,7 +386,7 @@ class Deployment:
         return False
 
     async def _says_anything(self, node: Node) -> bool:
-        at = self._direct(node.name, SERVICES[node.role][0])
+        at = self._direct(node.name, first_service(node.role))
         try:
             match node.role:
                 case "zookeeper":
