@@ -1,7 +1,8 @@
 # Everything here runs in .venv, which makes itself. `make help` lists the targets.
 .DEFAULT_GOAL := help
 .PHONY: help demo lab watch test check slow bench kind fix clean
-PYTEST := .venv/bin/python -m pytest
+# Three files at a time, each process with a cluster of its own: most of a test is waiting for what is far away
+PYTEST := .venv/bin/python -m pytest --numprocesses 3 --dist loadfile
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -1,4 +1,4 @@
-"""One cluster of real servers for all tests that ask for it; healed after each of them and deleted after the last.
+"""One cluster of real servers for all tests of a process; healed after each of them and deleted after the last.
 
 With ``PGHC_DIR`` set, the tests use the embedded cluster there instead and leave it running, which saves some seconds.
 """
@@ -29,6 +29,8 @@ LOG_LINES = 15
 def running_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
     """An embedded cluster with the lab's own topology. It dies with this process, however that ends."""
     if chosen := os.environ.get("PGHC_DIR"):
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            pytest.fail(f"several processes of tests would share the cluster in {chosen}: run pytest without -n")
         backend = Embedded(chosen)
         backend.up()
         yield backend
