@@ -33,6 +33,7 @@ from typing import Any, Protocol
 
 import psycopg
 from kazoo.exceptions import KazooException, NodeExistsError
+from psycopg import sql
 
 from pghc import terms
 from pghc.cluster import settings
@@ -51,6 +52,8 @@ Connection = psycopg.Connection[Any]
 
 #: Seconds: for a server to answer a question, and for what it is asked to come about.
 ANSWER, PATIENCE = 5.0, 20.0
+#: Seconds until a replica that runs reads its primary's log, or never will.
+FOLLOWING = 10.0
 #: Entries of the log that are completed in one transaction.
 AHEAD = 200
 
@@ -198,7 +201,7 @@ def _settle(servers: Servers, region: str, client: Client, say: Say) -> None:
         ) from error
     for replica in here.databases:
         if replica != side.term.node:
-            _follow(views[region], replica)
+            _follow(views[region], replica, side.term)
     others = [sides[name] for name in names if name != region]
     pairs = [pair for other in others for pair in ((side, other), (other, side))]
     with ThreadPoolExecutor(2 * len(names)) as pool:
@@ -295,10 +298,33 @@ def _physical_slots(connection: Connection, replicas: Sequence[str]) -> None:
             connection.execute("select pg_create_physical_replication_slot(%s, true)", (name,))
 
 
-def _follow(view: View, replica: str) -> None:
-    """Let a replica look again where its primary is."""
+def _follow(view: View, replica: str, term: Term) -> None:
+    """Let a replica leave the primary that it reads and look where that of ``term`` is.
+
+    Its name stays, the region's service; but only what has changed makes a replica end its connection, and one to a
+    primary that is paused lasts. So the epoch stands there, too.
+    """
+    source = f"service={view.topology.region(view.region).primary} fallback_application_name=term_{term.epoch}"
     with suppress(psycopg.Error), _connected(view, replica) as connection:
-        connection.execute("select pg_terminate_backend(pid) from pg_stat_wal_receiver where pg_is_in_recovery()")
+        if _one(connection, "select pg_is_in_recovery() and current_setting('primary_conninfo') <> %s", source):
+            connection.execute(sql.SQL("alter system set primary_conninfo = {}").format(source))
+            connection.execute("select pg_reload_conf()")
+
+
+def _follows(view: View, primary: str, replica: str) -> bool:
+    """Whether a replica reads its primary's log, once it has had the time to begin.
+
+    One that has log which the primary has not, as it read on from a predecessor, tries for ever, a moment each time.
+    """
+    query = """select true from pg_stat_replication r join pg_replication_slots s on s.active_pid = r.pid
+               where s.slot_name = %s and r.backend_start < clock_timestamp() - interval '0.5 seconds'"""
+    end = time.monotonic() + FOLLOWING
+    with _connected(view, primary) as connection:
+        while not _one(connection, query, settings.identifier(replica)):
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.1)
+    return True
 
 
 def complete(view: View) -> None:
@@ -414,7 +440,9 @@ def restore(servers: Servers, say: Say = lambda _: None) -> None:
         if current[region.name].epoch or view.primary() != primary or any(given_up.values()):
             settle(servers, region.name, say)
         for name in region.databases:
-            if name in lacking or settings.identifier(name) in given_up:
+            if name == primary:
+                continue
+            if name in lacking or settings.identifier(name) in given_up or not _follows(view, primary, name):
                 _copy(servers, name, region.name, say)
 
 

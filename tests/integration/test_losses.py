@@ -17,7 +17,7 @@ from pghc.chain import Row
 from pghc.cluster.local.embedded import Embedded
 from pghc.errors import BadInput, ClusterError, PghcError
 from pghc.faults.injection import Faults
-from pghc.store import Primary, Store
+from pghc.store import Primary, Reader, Store
 from pghc.verify.checker import verify_chain
 from pghc.workload.chains import begin_chain
 from pghc.writers import Writer, new_request_id, open_writer
@@ -165,6 +165,8 @@ def test_a_deposed_primary_that_goes_on_is_not_believed(lossy: Embedded, writer:
         time.sleep(0.3)  # the order to commit waits at the server
         promoted = lossy.promote(region)
         assert clients.next_in(region, 40).node_id in (promoted, deposed)
+        (other_replica,) = set(lossy.topology.region(region).databases) - {deposed, promoted}
+        assert readers_of(lossy, promoted) == {other_replica}, "it does not wait for the primary that is paused"
         lossy.resume(deposed)
         ending.join(20)
         assert outcome, "it was told something"
@@ -176,6 +178,13 @@ def test_a_deposed_primary_that_goes_on_is_not_believed(lossy: Embedded, writer:
         assert not store.rows("select 1 from chain where node_id = 'an-intruder'")
 
 
+def readers_of(backend: Embedded, node: str) -> set[str]:
+    view = backend.view(backend.topology.node(node).region)
+    with Reader(view, node, admin=True) as reader:
+        found = reader.rows("select slot_name from pg_replication_slots where slot_type = 'physical' and active")
+    return {name.replace("_", "-") for (name,) in found}
+
+
 def commit(connection: psycopg.Connection[object], outcome: list[str]) -> None:
     try:
         connection.commit()
@@ -184,7 +193,6 @@ def commit(connection: psycopg.Connection[object], outcome: list[str]) -> None:
         outcome.append(str(error))
 
 
-@pytest.mark.skip(reason="`up` after a whole region was rebuilt hung for minutes once: to be found first (issue 15)")
 def test_a_region_that_is_lost_is_brought_back_from_the_others_while_they_write(lossy: Embedded) -> None:
     region, other = lossy.topology.names[:2]
     with Appending(lossy, "causal") as clients:
@@ -258,6 +266,28 @@ def test_a_reader_that_is_too_far_behind_is_given_up_and_made_good_for(lossy: Em
     with open_writer("causal", view) as writer:
         rows.append(writer.append(new_request_id()))
     assert "given up" not in {n.name: n.detail for n in lossy.status().nodes}[view.primary()]
+    assert lossy.status().healthy
+    check_nothing_lost(lossy, rows)
+
+
+def test_a_replica_that_has_more_log_than_its_new_primary_is_copied_by_up(lossy: Embedded) -> None:
+    region = lossy.topology.region(lossy.topology.names[0])
+    view = lossy.view(region.name)
+    primary = view.primary()
+    ahead, behind = (name for name in region.databases if name != primary)
+    with open_writer("causal", view) as writer:
+        rows = [writer.append(new_request_id())]
+    lossy.kill(behind)
+    with Primary(view, admin=True) as store, store.connection("write log") as connection:
+        connection.execute("select pg_logical_emit_message(true, 'more', repeat('x', 100000))")
+    time.sleep(0.5)  # `ahead` reads it
+    lossy.lose(primary)
+    lossy.kill(ahead)
+    lossy.start(behind)
+    assert lossy.promote(region.name) == behind
+    said: list[str] = []
+    lossy.up(said.append)
+    assert any(ahead in line and "copying" in line for line in said), said
     assert lossy.status().healthy
     check_nothing_lost(lossy, rows)
 
