@@ -43,7 +43,7 @@ from pghc.sequencer import APPLIED, Sequencer
 from pghc.store import BoundedConnection, Reader, Store
 from pghc.store import complete as arguments_of
 from pghc.terms import Term
-from pghc.topology import Topology, View
+from pghc.topology import Region, Topology, View
 from pghc.writers.log import fold
 from pghc.zookeeper import LOST, Client, connect
 
@@ -97,7 +97,7 @@ def promote(servers: Servers, region: str, to: str | None = None, say: Say = lam
     with _zookeeper(view) as client:
         term = terms.current(client, view, region)
         if term.node == to:
-            _settle(servers, region, client, say)
+            _settle(servers, [region], client, say)
             return to
         names = [to] if to else [name for name in here.databases if name != term.node]
         _farthest(view, names, term)  # is there any?
@@ -113,7 +113,7 @@ def promote(servers: Servers, region: str, to: str | None = None, say: Say = lam
         say(f"{node} follows {term.node} as primary of {region}")
         with suppress(*LOST):  # it may have happened: the next look tells
             terms.succeed(client, region, term, node, unchanged=(f"{APPLIED}/{region}", version))
-        _settle(servers, region, client, say)
+        _settle(servers, [region], client, say)
     return node
 
 
@@ -176,39 +176,42 @@ class _Side:
             yield connection
 
 
-def settle(servers: Servers, region: str, say: Say = lambda _: None) -> None:
-    """Make everything as the region's term says. Idempotent; what cannot be reached now is left for the next time."""
-    with _zookeeper(servers.view(region)) as client:
-        _settle(servers, region, client, say)
+def settle(servers: Servers, regions: Sequence[str], say: Say = lambda _: None) -> None:
+    """Make everything as the regions' terms say. Idempotent; what cannot be reached now is left for the next time."""
+    with _zookeeper(servers.view(regions[0])) as client:
+        _settle(servers, regions, client, say)
 
 
-def _settle(servers: Servers, region: str, client: Client, say: Say) -> None:
-    here, names = servers.topology.region(region), servers.topology.names
-    views = {name: servers.view(name) for name in names}
+def _settle(servers: Servers, regions: Sequence[str], client: Client, say: Say) -> None:
+    views = {name: servers.view(name) for name in servers.topology.names}
     sides = {name: _Side(view, terms.current(client, view, name)) for name, view in views.items()}
-    side = sides[region]
-    servers.appoint(region, side.term.node)
+    pairs = [(sides[one], sides[other]) for one, other in servers.topology.pairs if {one, other} & {*regions}]
+    with ThreadPoolExecutor(2 * len(pairs)) as pool:
+        list(pool.map(lambda region: _install(servers, sides[region]), regions))
+        joined = [pool.submit(_attempt, join, pair, say) for pair in pairs]
+        completed = [pool.submit(_attempt, complete, (view,), say) for view in views.values()]
+        for each in (*joined, *completed):
+            each.result()
+
+
+def _install(servers: Servers, side: _Side) -> None:
+    """Make the node of a region's term its primary, which its replicas read."""
+    databases, node = servers.topology.region(side.region).databases, side.term.node
+    servers.appoint(side.region, node)
     try:
         with side.connected() as connection:
             if _one(connection, "select pg_is_in_recovery()"):
                 connection.execute("select pg_promote(true, 15)")
-            _physical_slots(connection, [name for name in here.databases if name != side.term.node])
+            _physical_slots(connection, [name for name in databases if name != node])
     except psycopg.Error as error:
         raise ClusterError(
-            f"{side.term.node}: is to be {region}'s primary, and does not answer: {_message(error)}",
-            f"`pghc up`, then `pghc promote {region}`",
-            node=side.term.node,
+            f"{node}: is to be {side.region}'s primary, and does not answer: {_message(error)}",
+            f"`pghc up`, then `pghc promote {side.region}`",
+            node=node,
         ) from error
-    for replica in here.databases:
-        if replica != side.term.node:
-            _follow(views[region], replica, side.term)
-    others = [sides[name] for name in names if name != region]
-    pairs = [pair for other in others for pair in ((side, other), (other, side))]
-    with ThreadPoolExecutor(2 * len(names)) as pool:
-        joined = [pool.submit(_attempt, join, pair, say) for pair in pairs]
-        completed = [pool.submit(_attempt, complete, (servers.view(name),), say) for name in names]
-        for each in (*joined, *completed):
-            each.result()
+    for replica in databases:
+        if replica != node:
+            _follow(side.view, replica, side.term)
 
 
 def _attempt(what: Callable[..., None], arguments: tuple[Any, ...], say: Say) -> None:
@@ -314,17 +317,20 @@ def _follow(view: View, replica: str, term: Term) -> None:
 def _follows(view: View, primary: str, replica: str) -> bool:
     """Whether a replica reads its primary's log, once it has had the time to begin.
 
-    One that has log which the primary has not, as it read on from a predecessor, tries for ever, a moment each time.
+    One that has log which the primary has not, as it read on from a predecessor, stays on a timeline of its own.
     """
-    query = """select true from pg_stat_replication r join pg_replication_slots s on s.active_pid = r.pid
-               where s.slot_name = %s and r.backend_start < clock_timestamp() - interval '0.5 seconds'"""
-    end = time.monotonic() + FOLLOWING
+    timeline = "select ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int"
+    reads = "select status = 'streaming' and received_tli = %s from pg_stat_wal_receiver"
     with _connected(view, primary) as connection:
-        while not _one(connection, query, settings.identifier(replica)):
+        wanted = _one(connection, timeline)
+    end = time.monotonic() + FOLLOWING
+    with suppress(psycopg.Error), _connected(view, replica) as connection:
+        while not _one(connection, reads, wanted):
             if time.monotonic() > end:
                 return False
             time.sleep(0.1)
-    return True
+        return True
+    return False
 
 
 def complete(view: View) -> None:
@@ -417,7 +423,7 @@ def found(servers: Servers, region: str, say: Say = lambda _: None) -> None:
         for (name,) in connection.execute("select subname from pg_subscription").fetchall():
             drop_subscription(connection, name)
     servers.restart(node)
-    settle(servers, region, say)
+    settle(servers, [region], say)
 
 
 def restore(servers: Servers, say: Say = lambda _: None) -> None:
@@ -429,20 +435,29 @@ def restore(servers: Servers, say: Say = lambda _: None) -> None:
     lacking = servers.lacking()
     with _zookeeper(servers.view(topology.central)) as client:
         current = {name: terms.current(client, servers.view(name), name) for name in topology.names}
+    here: list[Region] = []
     for region in topology.regions:
         primary = current[region.name].node
         if primary in lacking:
             command = "promote" if any(name not in lacking for name in region.databases) else "rebuild"
             say(f"{primary}: {lacking[primary]}: `pghc {command} {region.name}`")
-            continue
-        view = servers.view(region.name)
-        given_up = _given_up(view, primary)
-        if current[region.name].epoch or view.primary() != primary or any(given_up.values()):
-            settle(servers, region.name, say)
+        else:
+            here.append(region)
+    given_up = {region.name: _given_up(servers.view(region.name), current[region.name].node) for region in here}
+    unsettled = [
+        name for name, slots in given_up.items()
+        if current[name].epoch or servers.view(name).primary() != current[name].node or any(slots.values())
+    ]
+    if unsettled:
+        settle(servers, unsettled, say)
+    for region in here:
+        primary = current[region.name].node
         for name in region.databases:
-            if name == primary:
-                continue
-            if name in lacking or settings.identifier(name) in given_up or not _follows(view, primary, name):
+            if name != primary and (
+                name in lacking
+                or settings.identifier(name) in given_up[region.name]
+                or not _follows(servers.view(region.name), primary, name)
+            ):
                 _copy(servers, name, region.name, say)
 
 

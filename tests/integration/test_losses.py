@@ -42,9 +42,11 @@ def lossy(whole: Embedded) -> Iterator[Embedded]:
     whole.up()
     begin_chain([whole.view(name) for name in whole.topology.names])
     yield whole
+    if whole.status().healthy:
+        return
+    with suppress(PghcError):
+        whole.up()
     for region in whole.topology.names:
-        with suppress(PghcError):
-            whole.up()
         if whole.view(region).primary() in whole.lacking():
             whole.rebuild(region)
     whole.up()
