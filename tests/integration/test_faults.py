@@ -10,6 +10,7 @@ import pytest
 from pghc.cluster import State
 from pghc.cluster.local.embedded import Embedded
 from pghc.faults.injection import Faults
+from pghc.workload.runs import Crew, run
 from pghc.zookeeper import connect
 
 
@@ -81,3 +82,16 @@ def test_a_slow_link_slows_one_direction(cluster: Embedded) -> None:
         back = cluster.topology.delay_ms("eu-west", "us-east")
         assert query(cluster, "us-east", "eu-west-primary", 10) >= (400 + back) / 1000 * 0.99
     assert query(cluster, "us-east", "eu-west-primary") >= usual / 1000 * 0.99
+
+
+def test_the_time_of_a_run_is_that_of_all_lives_of_a_client_that_was_killed(cluster: Embedded) -> None:
+    def kill_late(crew: Crew) -> None:
+        crew.wait(3)
+        for region in cluster.topology.names:
+            crew.kill(region, "numbered")
+
+    done = run(cluster, "causal", clients=1, seconds=4, during=kill_late)
+    assert done.verdict
+    assert done.verdict.valid
+    assert done.seconds > 4, "else the rate would be that of the last life's second"
+    assert done.rate == done.appends / done.seconds
