@@ -25,12 +25,9 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from pghc.chain import ROOT, Row, link
+from pghc.lab.colours import COLOURS, GREY, INK, MARKERS, RED, STYLES
 from pghc.topology import Pair, Topology
 
-COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#000000")
-STYLES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
-MARKERS = ("o", "s", "^", "D", "v")
-RED, GREY, INK = "#D55E00", "#8C8C8C", "#222222"
 HALO = [withStroke(linewidth=2.5, foreground="white")]  # a label stays legible over a line
 
 #: Light in glass fibre: kilometres a millisecond.

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
 from pghc.chain import Row, extend, link
-from pghc.lab import plots
+from pghc.lab import colours, plots
 from pghc.lab.plots import Message, Rung
 from pghc.topology import load
 
@@ -52,7 +52,7 @@ def test_a_writer_that_did_not_wait_is_not_excused_by_its_readers() -> None:
 def test_the_offending_pair_and_no_other_is_red() -> None:
     third = Message("third", "us-east", {"us-east": 700, "eu-west": 740, "ap-south": 800})
     axes = plots.spacetime(REGIONS, [COMMENT, REPLY, third]).axes[0]
-    red = {text.get_text() for text in axes.texts if text.get_color() == plots.RED}
+    red = {text.get_text() for text in axes.texts if text.get_color() == colours.RED}
     assert {"comment", "reply", "reply arrives", "comment arrives"} == red - {""}
 
 
@@ -159,6 +159,6 @@ def test_colours_differ_in_lightness_or_marker_so_that_print_tells_them_apart() 
         red, green, blue = to_rgb(colour)
         return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
-    assert len(set(plots.MARKERS)) == len(plots.COLOURS) == len(plots.STYLES)
-    for one, other in zip(plots.COLOURS, plots.COLOURS[1:], strict=False):
+    assert len(set(colours.MARKERS)) == len(colours.COLOURS) == len(colours.STYLES)
+    for one, other in zip(colours.COLOURS, colours.COLOURS[1:], strict=False):
         assert abs(lightness(one) - lightness(other)) > 0.08
