@@ -24,8 +24,9 @@ KINDS = {
 #: A server is lost with its data, and replaced: one at a time, and nothing else happens to its region's databases until
 #: so many seconds after it is to be replaced.
 LOSE, REPLACED = "lose", 8.0
-#: In one run of so many, another program begins a chain under it.
-BEGIN, BEGUN = "begin-chain", 4
+#: In one run of so many, another program begins a chain under it; amid other faults that takes up to so many seconds,
+#: and what was written before is not judged.
+BEGIN, BEGUN, BEGINNING = "begin-chain", 4, 10.0
 #: Seconds that a fault lasts. Most are short; one in `RARE` may last beyond sessions, retries and time-outs.
 SHORTEST, USUAL, LONGEST, RARE = 0.3, 2.5, 8.0, 4
 #: One in so many outages takes a second server along, anywhere.
@@ -91,5 +92,6 @@ def schedule(
             events.append(Event(round(now, 2), round(length, 2), kind, targets, round(amount, 1)))
         now += dice.uniform(0.2, 2.0)
     if BEGIN not in leave_out and dice.randrange(BEGUN) == 0 and seconds > 2 * QUIET:
-        events.append(Event(round(dice.uniform(1.0, seconds / 2), 2), 0.0, BEGIN, ()))
+        latest = max(min(seconds / 2, seconds - BEGINNING), 1.0)
+        events.append(Event(round(dice.uniform(1.0, latest), 2), 0.0, BEGIN, ()))
     return sorted(events, key=lambda event: event.at)
