@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pghc.cluster import Backend, CanKill, CanPartition, CanPause
+from pghc.cluster import Backend, CanKill, CanPartition, CanPause, CanReplace
 from pghc.errors import BadInput, PghcError
 from pghc.live.observer import Observer
 from pghc.live.stream import Stream
@@ -52,13 +52,16 @@ SAYINGS = {
     "pause": Saying("pghc fault pause {node} --seconds 60", 'with lab.faults.pause("{node}"): ...'),
     "start": Saying("pghc up", "lab.backend.up()"),
     "resume": Saying("Ctrl-C, or when the seconds are over", 'lab.backend.resume("{node}")'),
+    "lose": Saying("pghc fault lose {node}", 'with lab.faults.lose("{node}"): ...'),
+    "promote": Saying("pghc promote {region} --to {node}", 'lab.backend.promote("{region}", "{node}")'),
+    "rebuild": Saying("pghc rebuild {node}", 'lab.backend.rebuild("{node}")'),
     "heal": Saying("pghc up", "lab.backend.up()"),
 }
 
 
 def hello(backend: Backend) -> dict[str, Any]:
     """What a view must know before the first event: the regions, and what can be done to them."""
-    abilities: dict[str, type] = {"kill": CanKill, "pause": CanPause, "link": CanPartition}
+    abilities: dict[str, type] = {"kill": CanKill, "pause": CanPause, "link": CanPartition, "replace": CanReplace}
     return {
         "topology": backend.topology.to_dict(),
         "coasts": coasts(),
@@ -98,6 +101,9 @@ class Control:
             "start": lambda node: self._server(CanKill, "start", node),
             "pause": lambda node: self._server(CanPause, "pause", node),
             "resume": lambda node: self._server(CanPause, "resume", node),
+            "lose": lambda node: self._server(CanReplace, "lose", node),
+            "promote": lambda region, node: self._server(CanReplace, "promote", region, node),
+            "rebuild": lambda node: self._server(CanReplace, "rebuild", node),
             "heal": self._heal,
         }
 
@@ -127,7 +133,7 @@ class Control:
 
     def _checked(self, key: str, value: object) -> Any:
         topology = self._backend.topology
-        if key in ("source", "target") and isinstance(value, str):
+        if key in ("source", "target", "region") and isinstance(value, str):
             return topology.region(value).name
         if key == "node" and isinstance(value, str):
             return topology.node(value).name
@@ -208,10 +214,10 @@ class Control:
         for one, other in [(source, target), (target, source)][: 1 + both]:
             backend.set_link(one, other, **change)
 
-    def _server(self, protocol: type, what: str, node: str) -> None:
+    def _server(self, protocol: type, what: str, *names: str) -> None:
         if not isinstance(self._backend, protocol):
             raise BadInput(f"the backend {self._backend.name} cannot {what} servers")
-        getattr(self._backend, what)(node)
+        getattr(self._backend, what)(*names)
 
     def _heal(self) -> None:
         backend = self._backend
@@ -231,7 +237,8 @@ _PARAMETERS: dict[str, set[str]] = {
     "stop": set(),
     "slow": {*_LINK, "delay_ms"},
     **dict.fromkeys(("cut", "partition", "mend"), _LINK),
-    **{name: {"node"} for name in ("kill", "start", "pause", "resume")},
+    **{name: {"node"} for name in ("kill", "start", "pause", "resume", "lose", "rebuild")},
+    "promote": {"region", "node"},
     "heal": set(),
 }
 

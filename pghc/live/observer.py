@@ -24,7 +24,7 @@ from pghc.live.evidence import Evidence, stride
 from pghc.live.stream import Event, Stream
 from pghc.sequencer import Sequencer
 from pghc.store import CHANNEL, BoundedConnection
-from pghc.topology import Node, View
+from pghc.topology import View
 from pghc.verify.hashchain import verify_chain
 from pghc.workload.latency import round_trips
 
@@ -67,14 +67,13 @@ class Observer:
         self._views = {name: backend.view(name) for name in topology.names}
         self._evidence, self._lock = Evidence(topology.names), threading.Lock()
         self._states: dict[str, tuple[str, str]] = {}
+        self._primaries: dict[str, str] = {}
         self._stop, self._amiss = threading.Event(), threading.Event()
         self._unnumbered: dict[int, None] = {}
         works: list[Callable[[], None]] = [self._zookeepers, self._numbers, self._cluster, self._distances]
-        for node in topology.nodes:
-            if node.role == "primary":
-                works.append(_Primary(self, self._views[node.region], node).run)
-            elif node.role == "replica":
-                works.append(partial(self._replica, node))
+        for region in topology.regions:
+            works.append(_Primary(self, self._views[region.name]).run)
+            works += [partial(self._replica, self._views[region.name], node) for node in region.databases]
         self._threads = [threading.Thread(target=work, name="live", daemon=True) for work in works]
         for thread in self._threads:
             thread.start()
@@ -154,20 +153,36 @@ class Observer:
 
     # The threads
 
-    def _replica(self, node: Node) -> None:
-        view, before = self._views[node.region], None
+    def primary(self, region: str) -> str:
+        """Who is the region's primary now; tells it, where that is news."""
+        node = self.backend.view(region).primary()
+        with self._lock:
+            if news := self._primaries.get(region) != node:
+                self._primaries[region] = node
+        if news:
+            self.stream.put({"k": "role", "t": _now(), "v": region, "d": node})
+        return node
+
+    def _replica(self, view: View, node: str) -> None:
+        """A database, while it is a replica."""
+        before = None
         while not self.stopped:
+            if self._primaries.get(view.region, node) == node:
+                self.wait(REPLICA)
+                continue
             try:
-                with self.connect(view, node.name) as connection:
-                    self.state(node.name, "running")
+                with self.connect(view, node) as connection:
+                    self.state(node, "running")
                     while not self.wait(REPLICA):
-                        found = connection.execute("select zk_id, chain from pghc.cursor").fetchone()
-                        if found and found != before:
+                        query = "select zk_id, chain from pghc.cursor where pg_is_in_recovery()"
+                        if (found := connection.execute(query).fetchone()) is None:
+                            break  # it is the primary now
+                        if found != before:
                             mark = {"w": found[0], "m": found[0], "c": found[1]}
-                            self.stream.put({"k": "at", "t": _now(), "v": node.name, **mark})
+                            self.stream.put({"k": "at", "t": _now(), "v": node, **mark})
                             before = found
             except psycopg.Error:
-                self.silent(node.name)
+                self.silent(node)
                 self.wait(0.3)
 
     def _zookeepers(self) -> None:
@@ -236,10 +251,10 @@ class Observer:
 
 
 class _Primary:
-    """The thread of one region's primary."""
+    """The thread of one region's primary, whichever it is."""
 
-    def __init__(self, observer: Observer, view: View, node: Node) -> None:
-        self._observer, self._view, self._node = observer, view, node
+    def __init__(self, observer: Observer, view: View) -> None:
+        self._observer, self._view, self._node = observer, view, view.primary()
         self._seen, self._verified, self._answered = Seen(), 0, (0, 0)
         self._missing: list[int] = []
         self._hashes: dict[int, str] = {0: ROOT}  # of the newest rows that were seen, and the nodes in them
@@ -250,18 +265,21 @@ class _Primary:
         observer = self._observer
         while not observer.stopped:
             try:
-                with observer.connect(self._view, self._node.name) as connection:
+                self._node = observer.primary(self._view.region)
+                with observer.connect(self._view, self._node) as connection:
                     connection.execute(f"listen {CHANNEL}")
                     known = connection.execute("select roident::int, roname from pg_replication_origin").fetchall()
                     log = next((number for number, name in known if name == "log"), -1)
-                    observer.state(self._node.name, "running")
+                    observer.state(self._node, "running")
                     while not observer.stopped:
                         self._look(connection, log)
                         if not observer.wait(NEWS):
                             list(connection.notifies(timeout=0.45, stop_after=1))
             except psycopg.Error:
-                observer.silent(self._node.name)
+                observer.silent(self._node)
                 observer.wait(0.3)
+            except PghcError:  # the cluster is down
+                observer.wait(1.0)
 
     def _look(self, connection: BoundedConnection, log: int) -> None:
         found = connection.execute(_MARK).fetchone()
@@ -283,7 +301,7 @@ class _Primary:
             self._missing = [n for n in holes if n > mark and n not in have][-ROWS:]
         self._seen = Seen(chain, mark, max(top, seen.top), pages)
         broken = self._recompute(connection, mark)
-        event = {"k": "at", "t": now, "v": self._node.name, "w": mark, "m": top, "c": chain, "h": digest[:8]}
+        event = {"k": "at", "t": now, "v": self._node, "w": mark, "m": top, "c": chain, "h": digest[:8]}
         self._observer.tell(self._view.region, event, rows, self._verified, broken, chain)
         self._observer.stream.put(*self._breaks(rows, now))
 

@@ -32,7 +32,12 @@ Event = dict[str, Any]
 #: Milliseconds, and events, that are kept.
 SPAN, MOST = 5 * 60_000, 60_000
 #: By what the latest event of a kind replaces those before it. Of other kinds what is too old is forgotten.
-_STATE = {"at": "v", "up": "v", "link": "ab", "trip": "ab", "chain": "", "verdict": "", "run": "", "bad": "r"}
+_STATE = {
+    **dict.fromkeys(("at", "up", "role"), "v"),
+    **dict.fromkeys(("link", "trip"), "ab"),
+    **dict.fromkeys(("chain", "verdict", "run"), ""),
+    "bad": "r",
+}
 
 
 class Stream:

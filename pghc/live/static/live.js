@@ -36,6 +36,7 @@ class Seen {
   constructor(hello) {
     this.regions = hello.topology.regions;
     this.home = Object.fromEntries(hello.servers.map(([name, region]) => [name, region]));
+    this.firsts = Object.fromEntries(hello.servers.filter(([, , role]) => role === "primary").map(([name, region]) => [region, name]));
     this.states = new Map(); // "kind name" -> events in the order of their times
     this.chains = [{ t: -Infinity, c: -1, entries: new Map(), sorted: [], numbered: new Map(), rivals: [], bad: [] }];
     this.moments = []; // times at which something was seen to happen, for stepping
@@ -109,6 +110,10 @@ class Seen {
   }
 
   at(name, T) { const list = this.states.get(name); return list && list[above(list, T) - 1]; }
+  /** Who took a region's writes at T; who had which role. */
+  primary(region, T) { return this.at(`role ${region}`, T)?.d ?? this.firsts[region]; }
+  role(server, T) { return server.endsWith("-zookeeper") ? "zookeeper" : server === this.primary(this.home[server], T) ? "primary" : "replica"; }
+
   chain(T) { return this.chains[Math.max(above(this.chains, T) - 1, 0)]; }
 
   /** Up to which entry a server had all at T, and the greatest that it had: nothing of an older chain. */
@@ -120,7 +125,7 @@ class Seen {
   /** When an entry was in a region: [time, whether a server says so]; Infinity when nobody has seen it there. */
   arrived(entry, region, T) {
     if (region in entry.seen) return [entry.seen[region], entry.sure[region]];
-    const mark = this.mark(`${region}-primary`, T + 60); // the look that found it may have been a moment later
+    const mark = this.mark(this.primary(region, T), T + 60); // the look that found it may have been a moment later
     const chain = this.chain(T); // whose regions hold the same up to its first rivals, so that one's mark tells of all
     return mark.w >= entry.n && !(chain.fork <= entry.n) ? [mark.t, 0] : [Infinity, 0];
   }
@@ -235,7 +240,7 @@ class View {
   #card(name) {
     const region = this.seen.regions.find((each) => each.name === name);
     const chips = this.hello.servers.filter(([, where]) => where === name).map(([server, , role]) => h("button", {
-      type: "button", class: `server ${role}`, "data-server": server, onclick: () => this.#choose({ server, role }) }));
+      type: "button", class: `server ${role}`, "data-server": server, onclick: () => this.#choose({ server }) }));
     const card = h("div", { class: "card", "data-region": name, role: "group", "aria-label": `${name}, ${region.city}` },
       h("h3", {}, name, h("small", {}, region.city)), h("div", { class: "servers" }, ...chips));
     this.map.append(card);
@@ -320,7 +325,7 @@ class View {
     } else if (what.server) {
       const act = (name, text) => this.#doing(text, () => ({ do: name, node: what.server }), name === "kill" ? "danger" : "");
       this.inspector.replaceChildren(h("h2", {}, what.server), h("div", { class: "buttons" }, ...(can("kill") ? [act("kill", "Kill"), act("start", "Start again")] : []),
-        ...(can("pause") ? [act("pause", "Pause"), act("resume", "Let it go on")] : [])), h("p", {}, { primary: "The one server of its region that takes writes.", replica: "Follows its primary; read only.", zookeeper: "One vote of the consensus: more than half must agree on a number." }[what.role]));
+        ...(can("pause") ? [act("pause", "Pause"), act("resume", "Let it go on")] : [])), ...(can("replace") ? [this.#replacing(what.server)] : []), h("p", {}, { primary: "The one server of its region that takes writes.", replica: "Follows its primary; read only.", zookeeper: "One vote of the consensus: more than half must agree on a number." }[this.seen.role(what.server, this.T ?? Infinity)]));
       this.inspector.querySelector("button")?.focus({ preventScroll: true });
     } else {
       const [a, b] = what.link;
@@ -338,6 +343,15 @@ class View {
       this.inspector.querySelector("input, button")?.focus({ preventScroll: true });
     }
     this.#draw();
+  }
+
+  /** What ends a server for good, and what replaces it. */
+  #replacing(server) {
+    const region = this.seen.home[server], again = () => ({ do: "rebuild", node: server });
+    const follow = () => ({ do: "promote", region, node: server });
+    const database = this.seen.role(server, Infinity) !== "zookeeper";
+    return h("div", { class: "buttons" }, this.#doing("Lose it with its disk", () => ({ do: "lose", node: server }), "danger"), this.#doing("Rebuild", again),
+      ...(database ? [this.#doing(`Make it ${region}'s primary`, follow)] : []));
   }
 
   problem(text) { this.log?.prepend(h("li", { class: "error" }, text)); }
@@ -408,7 +422,7 @@ class View {
 
   /** The entries that some region may lack at T, and the newest. */
   #about(T) {
-    const { sorted } = this.seen.chain(T), marks = this.regions.map((name) => this.seen.mark(`${name}-primary`, T));
+    const { sorted } = this.seen.chain(T), marks = this.regions.map((name) => this.seen.mark(this.seen.primary(name, T), T));
     const low = Math.min(...marks.map((mark) => mark.w)), from = above(sorted, low - 20, (entry) => entry.n);
     return sorted.slice(Math.max(from, 0), from + 700);
   }
@@ -506,7 +520,8 @@ class View {
 
   #drawServers() {
     const { T, seen } = this;
-    for (const [server, region, role] of this.hello.servers) {
+    for (const [server, region] of this.hello.servers) {
+      const role = seen.role(server, T);
       const chip = this.cards[region].querySelector(`[data-server="${server}"]`), up = seen.at(`up ${server}`, T) ?? { s: this.replay ? "running" : "unreachable", d: "" };
       const name = server.slice(region.length + 1).replace("zookeeper", "zk").replace("-", " "), mark = seen.mark(server, T);
       const sign = { running: "", stopped: "✕ ", paused: "❙❙ ", unreachable: "? " }[up.s] ?? "⟳ ";
@@ -545,7 +560,7 @@ class View {
     const count = Math.max(Math.floor((width - left - 8) / cell), 4), found = this.#offence(), bad = found.v === false ? found.n : null;
     this.which.hidden = bad === null;
     this.#text(this.which, this.follow ? "show the first that offends" : "show the newest");
-    const marks = this.regions.map((name) => seen.mark(`${name}-primary`, T).m), then = this.regions.map((name) => seen.mark(`${name}-primary`, T - 1000).m);
+    const marks = this.regions.map((name) => seen.mark(seen.primary(name, T), T).m), then = this.regions.map((name) => seen.mark(seen.primary(name, T - 1000), T - 1000).m);
     const fast = Math.max(...marks) - Math.max(...then), upTo = (n) => above(chain.sorted, n, (e) => e.n), shown = upTo(Math.max(...marks)) - upTo(Math.max(...then));
     const each = fast > 30 && shown > 0 ? Math.round(fast / shown) : 1, common = bad !== null ? 1 : 4 ** Math.ceil(Math.log(each) / Math.log(4) - 0.1);
     const around = bad !== null && !this.follow ? upTo(bad) + 100 : upTo(Math.max(...marks)) + 100; // of many, those that may be shown
@@ -566,7 +581,7 @@ class View {
         const coming = there ? null : entries.find((e) => (e.a ?? Infinity) <= T || Math.min(...Object.values(e.seen)) <= T);
         const mine = there ?? coming;
         if (!mine) return;
-        const unseen = !there && seen.mark(`${region}-primary`, T).w >= n; // it has one, and we have not looked at it
+        const unseen = !there && seen.mark(seen.primary(region, T), T).w >= n; // it has one, and we have not looked at it
         const clash = rivals.has(n), kind = there ? (there.sure[region] ? "here" : "guess") : "coming";
         const link = there && columns[i - 1] === n - 1 ? `<path class="chainlink ${broken.has(`${region} ${n}`) ? "broken" : ""}" d="M${x - 10},${y + 20} h10"/>` : "";
         boxes.push(`${link}<g class="entry ${kind} ${clash && there ? "rival" : ""} ${broken.has(`${region} ${n}`) ? "rival" : ""}" data-entry="${n}" data-in="${region}" data-state="${kind}"${clash && there ? ` data-rival="${n}"` : ""} color="${this.colour(mine.by)}">` +
@@ -582,7 +597,7 @@ class View {
 
   #drawCurves() {
     const { T, seen } = this, span = 60, width = Math.max((this.curves.clientWidth - 24) / 2, 200), height = 84, times = Array.from({ length: span + 1 }, (_, i) => T - (span - i) * 1000);
-    const marks = Object.fromEntries(this.regions.map((name) => [name, times.map((t) => [seen.mark(`${name}-primary`, t), seen.chain(t).c])]));
+    const marks = Object.fromEntries(this.regions.map((name) => [name, times.map((t) => [seen.mark(seen.primary(name, t), t), seen.chain(t).c])]));
     const rate = (name) => marks[name].map(([mark, c], i, all) => (i && all[i - 1][1] === c ? Math.max(mark.m - all[i - 1][0].m, 0) : 0));
     const most = times.map((_, i) => Math.max(...this.regions.map((name) => marks[name][i][0].m)));
     const lag = (name) => marks[name].map(([mark], i) => most[i] - mark.w);
@@ -611,11 +626,11 @@ class View {
 
   #drawTable() {
     const { T, seen } = this, say = (server) => { const up = seen.at(`up ${server}`, T); return up ? `${up.s}${up.d === "leader" || up.d === "follower" ? `, ${up.d}` : ""}` : "not known"; };
-    const of = (region, wanted) => this.hello.servers.filter(([, where, role]) => where === region && role === wanted).map(([name]) => name);
+    const of = (region, wanted) => this.hello.servers.filter(([name, where]) => where === region && seen.role(name, T) === wanted).map(([name]) => name);
     const rows = this.regions.map((region) => {
-      const mark = seen.mark(`${region}-primary`, T), replicas = of(region, "replica").map((name) => `${say(name)}, up to ${number(seen.mark(name, T).w)}`);
+      const mark = seen.mark(seen.primary(region, T), T), replicas = of(region, "replica").map((name) => `${say(name)}, up to ${number(seen.mark(name, T).w)}`);
       const links = this.regions.filter((other) => other !== region).map((other) => { const link = seen.at(`link ${region}>${other}`, T); return link ? `${other}: ${link.s}, ${link.ms} ms` : ""; });
-      return `<tr data-row="${region}"><th scope="row">${region}</th><td>${say(`${region}-primary`)}</td><td data-cell="upto">${number(mark.w)}</td><td>${number(mark.m)}</td><td>${replicas.join("; ")}</td><td>${say(`${region}-zookeeper`)}</td><td>${links.filter(Boolean).join("; ")}</td></tr>`;
+      return `<tr data-row="${region}"><th scope="row">${region}</th><td>${say(seen.primary(region, T))}</td><td data-cell="upto">${number(mark.w)}</td><td>${number(mark.m)}</td><td>${replicas.join("; ")}</td><td>${say(`${region}-zookeeper`)}</td><td>${links.filter(Boolean).join("; ")}</td></tr>`;
     });
     const heads = ["region", "primary", "has every entry up to", "greatest entry", "replicas", "ZooKeeper", "links from here, one way"].map((text) => `<th scope="col">${text}</th>`);
     const text = `<caption>${escape(this.word.textContent)}. ${escape(this.sentence.textContent)}</caption><thead><tr>${heads.join("")}</tr></thead><tbody>${rows.join("")}</tbody>`;
