@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from pghc.writers import writer_class
 
 #: Entries of the log after which writers begin another segment, for want of which rotation is rare in a short run.
 SEGMENT_SIZES = (None, 7, 40)
+#: How many failed runs' diagnostics, some ten megabytes each, stay in the temporary directory.
+DIAGNOSTICS = 20
 
 
 @runtime_checkable
@@ -89,8 +92,14 @@ def trial(
 
 
 def save_diagnostics(backend: Backend, run: Run, nemesis: Nemesis, seed: int) -> Path:
-    """Keep what explains a failed run in a new directory: schedule, history, and each server's log; returns it."""
-    directory = Path(tempfile.mkdtemp(prefix=f"pghc-seed-{seed}-"))
+    """Keep what explains a failed run in a new directory: schedule, history, and each server's log; returns it.
+
+    The newest `DIAGNOSTICS` of them are kept.
+    """
+    place = runs.own_place("diagnostics")
+    for old in sorted(place.iterdir())[: 1 - DIAGNOSTICS]:  # their names begin with their time
+        shutil.rmtree(old, ignore_errors=True)
+    directory = Path(tempfile.mkdtemp(prefix=time.strftime(f"%Y%m%d-%H%M%S-seed-{seed}-"), dir=place))
     report = {
         "seed": seed,
         "writer": run.writer,

@@ -302,10 +302,16 @@ def _catch(work: Callable[[], None], trouble: list[Exception]) -> None:
 
 def new_history() -> Path:
     """A new file for a history that the caller has not named. The newest `HISTORIES` of them are kept."""
-    directory = Path(tempfile.gettempdir()) / f"pghc-{os.getuid()}" / "runs"
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    directory = own_place("runs")
     for old in sorted(directory.glob("*.jsonl"))[: 1 - HISTORIES]:  # their names begin with their time
         old.unlink(missing_ok=True)
     handle, name = tempfile.mkstemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), suffix=".jsonl", dir=directory)
     os.close(handle)
     return Path(name)
+
+
+def own_place(what: str) -> Path:
+    """The user's directory for files of that kind, which outlive their program, in the machine's temporary one."""
+    directory = Path(tempfile.gettempdir()) / f"pghc-{os.getuid()}" / what
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return directory

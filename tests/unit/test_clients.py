@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pghc.chain import Row
 from pghc.errors import Indefinite, PghcError, Unavailable
+from pghc.faults import trials
 from pghc.faults.injection import Faults
 from pghc.faults.nemesis import Nemesis
 from pghc.faults.schedule import Event
@@ -33,12 +35,14 @@ class Scripted(Base):
     def __init__(self, script: Iterator[PghcError], takes: float = 0.0) -> None:
         self.asked: list[str] = []
         self._script, self._takes = script, takes
+        self.answered: Callable[[], None] = lambda: None
 
     def append(self, request_id: str, timeout: float = 10.0) -> Row:
         self.asked.append(request_id)
         time.sleep(self._takes)
         for error in self._script:
             raise error
+        self.answered()
         return Row(len(set(self.asked)), "us-east-primary", "")
 
     def close(self) -> None:
@@ -47,9 +51,10 @@ class Scripted(Base):
 
 def clients_on(writer: Scripted, path: Path) -> RegionClients:
     """One client that asks for one append."""
-    job = Job(VIEW, "scripted", 1, 0.01, 0.0, 5.0, str(path), 0, 0)
+    job = Job(VIEW, "scripted", 1, 30.0, 0.0, 5.0, str(path), 0, 0)
     with Recorder(path) as recorder:
         clients = RegionClients(job, writer, recorder)
+        writer.answered = lambda: setattr(clients, "end", 0.0)
         clients.run()
     clients.close()
     return clients
@@ -124,6 +129,18 @@ def test_so_many_old_histories_are_kept_and_no_more(tmp_path: Path, monkeypatch:
     kept = [path for path in made if path.exists()]
     assert len(kept) == runs.HISTORIES
     assert made[-1] in kept
+
+
+def test_so_many_diagnostics_are_kept_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs.tempfile, "gettempdir", lambda: str(tmp_path))
+    verdict = SimpleNamespace(to_dict=dict)
+    run = SimpleNamespace(writer="causal", verdict=verdict, behind={}, errors={}, path=None)
+    nemesis = SimpleNamespace(events=[], troubles=[])
+    made = [
+        trials.save_diagnostics(None, run, nemesis, seed)  # type: ignore[arg-type]
+        for seed in range(trials.DIAGNOSTICS + 3)
+    ]
+    assert sum(path.exists() for path in made) == trials.DIAGNOSTICS
 
 
 @pytest.mark.parametrize(
