@@ -426,6 +426,23 @@ def found(servers: Servers, region: str, say: Say = lambda _: None) -> None:
     settle(servers, [region], say)
 
 
+def rejoin(servers: Servers, say: Say = lambda _: None) -> None:
+    """Make again what could not be made while a primary was away, which has come back. Raises `PghcError`.
+
+    Nothing to do where no region has ever had another term.
+    """
+    query = "select count(*), count(*) filter (where subslotname like 't%%') from pg_subscription"
+    reached, amiss = [], False
+    for name in servers.topology.names:
+        view = servers.view(name)
+        with suppress(psycopg.Error), _connected(view, view.primary()) as connection:
+            subscriptions, of_later_terms = connection.execute(query).fetchone() or (0, 0)
+            reached.append(name)
+            amiss = amiss or bool(of_later_terms) or subscriptions < len(servers.topology.names) - 1
+    if amiss:
+        settle(servers, reached, say)
+
+
 def restore(servers: Servers, say: Say = lambda _: None) -> None:
     """What `up` does by itself: bring interrupted changes to their end, and make again the copies that lack.
 

@@ -15,6 +15,7 @@ import pytest
 
 from pghc.chain import Row
 from pghc.cluster.local.embedded import Embedded
+from pghc.cluster.mesh import wait_for_mesh
 from pghc.errors import BadInput, ClusterError, PghcError
 from pghc.faults.injection import Faults
 from pghc.store import Primary, Reader, Store
@@ -291,6 +292,30 @@ def test_a_replica_that_has_more_log_than_its_new_primary_is_copied_by_up(lossy:
     lossy.up(said.append)
     assert any(ahead in line and "copying" in line for line in said), said
     assert lossy.status().healthy
+    check_nothing_lost(lossy, rows)
+
+
+@pytest.mark.parametrize("away", ["killed", "paused"])
+def test_a_region_that_was_away_during_a_promotion_joins_when_it_is_back(lossy: Embedded, away: str) -> None:
+    region, other = lossy.topology.names[:2]
+    with open_writer("causal", lossy.view(region)) as writer:
+        rows = [writer.append(new_request_id())]
+    absent = lossy.view(other).primary()
+    if away == "killed":
+        lossy.kill(absent)
+    else:
+        lossy.pause(absent)
+    said: list[str] = []
+    lossy.promote(region, progress=said.append)
+    assert any("left for the next" in line for line in said), said
+    if away == "killed":
+        lossy.start(absent)
+    else:
+        lossy.resume(absent)
+    for name in (region, other):
+        with open_writer("causal", lossy.view(name)) as writer:
+            rows.append(writer.append(new_request_id()))
+    wait_for_mesh([lossy.view(name) for name in lossy.topology.names])
     check_nothing_lost(lossy, rows)
 
 

@@ -166,6 +166,7 @@ class Embedded:
             self.rebuild(node)
         else:
             self._ask("start", START, node=node)
+            self._rejoin(node)
 
     def pause(self, node: str) -> None:
         self._ask("pause", node=node)
@@ -175,6 +176,13 @@ class Embedded:
         self._ask("resume", START, node=node)
         if "former" in self.lacking().get(node, ""):
             self.rebuild(node)
+        else:
+            self._rejoin(node)
+
+    def _rejoin(self, node: str) -> None:
+        if node in (self.view(region).primary() for region in self.topology.names):
+            with suppress(PghcError):  # it is back, which was asked; the rest is left for the next `up`
+                replacement.rejoin(self)
 
     # CanReplace, and what `pghc.cluster.replacement` needs for it
 
