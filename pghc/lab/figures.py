@@ -78,8 +78,8 @@ class Figures:
         return plots.ladder(rungs)
 
     def _row(self, known: Iterable[Row], message: Message) -> Row | None:
-        number, primary = int(message.label.split()[0]), self._topology.region(message.origin).primary
-        return next((row for row in known if row.zk_id == number and row.node_id == primary), None)
+        number, nodes = int(message.label.split()[0]), self._topology.region(message.origin).databases
+        return next((row for row in known if row.zk_id == number and row.node_id in nodes), None)
 
     def _offending(self, anomaly: Anomaly | None, messages: Sequence[Message]) -> tuple[list[str], str]:
         """The labels of the entries that cannot all be right, and what the figure says of them."""
