@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
+import psutil
 from playwright.sync_api import Page, sync_playwright
 
 from pghc.cluster import Backend, open_backend
@@ -42,13 +43,37 @@ def page_of(backend: Backend) -> Iterator[Page]:
             thread.join()
 
 
+def remember(backend: Backend, minutes: int) -> None:
+    """What this process, which serves the page, and the page keep while clients write: it should stay the same."""
+    print(f"{'minute':>6} {'appends':>9} {'server MB':>9} {'page MB':>8}", flush=True)
+    with page_of(backend) as page:
+        for minute in range(1, minutes + 1):
+            done: list[runs.Run] = []
+
+            def run() -> None:
+                done.append(runs.run(backend, "causal", clients=4, seconds=50, fresh=False, keep_history=False))  # noqa: B023
+
+            thread = threading.Thread(target=run)
+            thread.start()
+            while thread.is_alive():
+                page.wait_for_timeout(1000)
+            page.request_gc()
+            heap = page.evaluate("performance.memory.usedJSHeapSize") / 2**20
+            server = psutil.Process().memory_info().rss / 2**20
+            print(f"{minute:6} {done[0].appends if done else 0:9} {server:9.1f} {heap:8.1f}", flush=True)
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--seconds", type=float, default=5)
     options.add_argument("--dir")
+    options.add_argument("--memory", type=int, metavar="MINUTES", help="only this: memory, minute by minute, of a run")
     given = options.parse_args()
     backend = open_backend("embedded", given.dir)
+    if given.memory:
+        remember(backend, given.memory)
+        return
     kinds = {"causal": {"clients": 8}, "broadcast": {"clients": 40}, "broadcast, many in flight": {"in_flight": 2_000}}
     rates: dict[tuple[str, bool], list[float]] = {(kind, looked): [] for kind in kinds for looked in (False, True)}
     frames: dict[str, list[int]] = {kind: [] for kind in kinds}
