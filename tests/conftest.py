@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from clusters import embedded
 
 from pghc.cluster import CanPartition, CanPause, default_directory
 from pghc.cluster.kubernetes.kind import Kind, cluster_name, environment
@@ -27,7 +28,6 @@ LOG_LINES = 15
 
 @pytest.fixture(scope="session")
 def running_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
-    """An embedded cluster with the lab's own topology. It dies with this process, however that ends."""
     if chosen := os.environ.get("PGHC_DIR"):
         if "PYTEST_XDIST_WORKER" in os.environ:
             pytest.fail(f"several processes of tests would share the cluster in {chosen}: run pytest without -n")
@@ -35,12 +35,8 @@ def running_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedd
         backend.up()
         yield backend
         return
-    backend = Embedded(tmp_path_factory.mktemp("cluster"), owner=True)
-    try:
-        backend.up()
+    with embedded(tmp_path_factory, "cluster") as backend:
         yield backend
-    finally:
-        backend.down(purge=True)
 
 
 @pytest.fixture(scope="session")

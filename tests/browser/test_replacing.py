@@ -8,6 +8,7 @@ from contextlib import closing
 
 import pytest
 from browsing import looking, run, serving
+from clusters import embedded
 from playwright.sync_api import Browser, expect
 
 from pghc.cluster.local.embedded import Embedded
@@ -17,12 +18,8 @@ from pghc.live import show
 @pytest.fixture
 def own_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
     """Roles change in it."""
-    backend = Embedded(tmp_path_factory.mktemp("replacing"), owner=True)
-    try:
-        backend.up()
+    with embedded(tmp_path_factory, "replacing") as backend:
         yield backend
-    finally:
-        backend.down(purge=True)
 
 
 @pytest.mark.slow

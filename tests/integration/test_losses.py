@@ -12,6 +12,7 @@ from typing import Self
 
 import psycopg
 import pytest
+from clusters import embedded
 
 from pghc.chain import Row
 from pghc.cluster.local.embedded import Embedded
@@ -29,12 +30,8 @@ EXACT = ("causal", "broadcast")
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
     """A cluster of these tests' own: roles change in it."""
-    backend = Embedded(tmp_path_factory.mktemp("losses"), owner=True)
-    try:
-        backend.up()
+    with embedded(tmp_path_factory, "losses") as backend:
         yield backend
-    finally:
-        backend.down(purge=True)
 
 
 @pytest.fixture

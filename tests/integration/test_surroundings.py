@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.surroundings import TOPOLOGY
 from pghc.cluster.local.embedded import Embedded
 
 #: Each of them kept a cluster from starting, or a client from connecting.
@@ -39,22 +40,6 @@ NASTY = {
     "TZ": "nowhere",
     "TMPDIR": "/nowhere",
 }
-TOPOLOGY = """
-[[regions]]
-name = "r1"
-latitude = 0
-longitude = 0
-replicas = 1
-
-[[regions]]
-name = "r2"
-latitude = 0
-longitude = 0
-replicas = 0
-
-[delays_ms]
-"r1 r2" = 5
-"""
 
 
 NAMES = {
