@@ -137,7 +137,7 @@ def _standings(view: View, names: Sequence[str]) -> dict[str, tuple[int, int]]:
     found = {}
     for name in names:
         end = time.monotonic() + ANSWER
-        with suppress(psycopg.Error), _connected(view, name) as connection:
+        with suppress(ClusterError), _connected(view, name) as connection:
             while row := connection.execute(query).fetchone():
                 found[name] = row[0], row[2]
                 if row[1] or time.monotonic() > end:
@@ -203,9 +203,9 @@ def _install(servers: Servers, side: _Side) -> None:
             if _one(connection, "select pg_is_in_recovery()"):
                 connection.execute("select pg_promote(true, 15)")
             _physical_slots(connection, [name for name in databases if name != node])
-    except psycopg.Error as error:
+    except ClusterError as error:
         raise ClusterError(
-            f"{node}: is to be {side.region}'s primary, and does not answer: {_message(error)}",
+            f"{node} is to be {side.region}'s primary: {error.what}",
             f"`pghc up`, then `pghc promote {side.region}`",
             node=node,
         ) from error
@@ -217,8 +217,8 @@ def _install(servers: Servers, side: _Side) -> None:
 def _attempt(what: Callable[..., None], arguments: tuple[Any, ...], say: Say) -> None:
     try:
         what(*arguments)
-    except (PghcError, psycopg.Error) as error:
-        say(f"left for the next `pghc up`: {getattr(error, 'what', None) or _message(error)}")
+    except PghcError as error:
+        say(f"left for the next `pghc up`: {error.what}")
 
 
 def join(publisher: _Side, reader: _Side) -> None:
@@ -308,7 +308,7 @@ def _follow(view: View, replica: str, term: Term) -> None:
     primary that is paused lasts. So the epoch stands there, too.
     """
     source = f"service={view.topology.region(view.region).primary} fallback_application_name=term_{term.epoch}"
-    with suppress(psycopg.Error), _connected(view, replica) as connection:
+    with suppress(ClusterError), _connected(view, replica) as connection:
         if _one(connection, "select pg_is_in_recovery() and current_setting('primary_conninfo') <> %s", source):
             connection.execute(sql.SQL("alter system set primary_conninfo = {}").format(source))
             connection.execute("select pg_reload_conf()")
@@ -324,7 +324,7 @@ def _follows(view: View, primary: str, replica: str) -> bool:
     with _connected(view, primary) as connection:
         wanted = _one(connection, timeline)
     end = time.monotonic() + FOLLOWING
-    with suppress(psycopg.Error), _connected(view, replica) as connection:
+    with suppress(ClusterError), _connected(view, replica) as connection:
         while not _one(connection, reads, wanted):
             if time.monotonic() > end:
                 return False
@@ -435,7 +435,7 @@ def rejoin(servers: Servers, say: Say = lambda _: None) -> None:
     reached, amiss = [], False
     for name in servers.topology.names:
         view = servers.view(name)
-        with suppress(psycopg.Error), _connected(view, view.primary()) as connection:
+        with suppress(ClusterError), _connected(view, view.primary()) as connection:
             subscriptions, of_later_terms = connection.execute(query).fetchone() or (0, 0)
             reached.append(name)
             amiss = amiss or bool(of_later_terms) or subscriptions < len(servers.topology.names) - 1
@@ -484,11 +484,8 @@ def _given_up(view: View, primary: str) -> dict[str, bool]:
     The log has what a region lacks; a replica is copied.
     """
     query = "select slot_name, slot_type = 'logical' from pg_replication_slots where wal_status = 'lost'"
-    try:
-        with _connected(view, primary) as connection:
-            return dict(connection.execute(query).fetchall())
-    except psycopg.Error as error:
-        raise Unavailable(f"{primary} does not answer: {_message(error)}", "See `pghc status`", node=primary) from error
+    with _connected(view, primary) as connection:
+        return dict(connection.execute(query).fetchall())
 
 
 # Connections
@@ -512,15 +509,16 @@ def _zookeeper(view: View) -> Iterator[Client]:
 
 @contextmanager
 def _connected(view: View, node: str) -> Iterator[Connection]:
-    with BoundedConnection.connect(**arguments_of(view.conninfo(node, admin=True)), autocommit=True) as connection:
-        connection.seconds = PATIENCE
-        yield connection
+    """Raises `ClusterError`, with the node's name, for whatever goes wrong there."""
+    try:
+        with BoundedConnection.connect(**arguments_of(view.conninfo(node, admin=True)), autocommit=True) as connection:
+            connection.seconds = PATIENCE
+            yield connection
+    except psycopg.Error as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise ClusterError(f"{node}: {why}", "See `pghc status`; `pghc up`, then the same again", node=node) from error
 
 
 def _one(connection: Connection, query: str, *parameters: Any) -> Any:
     row = connection.execute(query.encode(), parameters or None).fetchone()
     return row and row[0]
-
-
-def _message(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -326,6 +326,23 @@ def test_what_cannot_be_promoted_or_rebuilt_is_refused(lossy: Embedded) -> None:
         lossy.lose("nobody")
 
 
+def test_whoever_is_needed_and_does_not_answer_is_named(lossy: Embedded) -> None:
+    region, other = lossy.topology.regions[:2]
+    primary = lossy.view(region.name).primary()
+    replica = next(name for name in region.databases if name != primary)
+    lossy.lose(replica)
+    lossy.kill(primary)
+    with pytest.raises(ClusterError, match=primary) as refused:
+        lossy.rebuild(replica)
+    assert refused.value.node == primary
+    lossy.start(primary)
+    lossy.rebuild(replica)
+    for name in other.databases:
+        lossy.kill(name)
+    with pytest.raises(ClusterError, match="no replica answers"):
+        lossy.promote(other.name)
+
+
 def test_what_a_block_loses_is_back_afterwards(lossy: Embedded) -> None:
     name = lossy.topology.names[2]
     for node in (lossy.view(name).primary(), lossy.topology.region(name).zookeeper):
