@@ -96,7 +96,7 @@ def up(
     elif durable is False:
         raise BadInput(f"the backend {cluster.name} is durable", "The embedded one need not be.")
     terminal.start(cluster)
-    _put_status(cluster, json)
+    raise typer.Exit(2 if _put_status(cluster, json) else 0)
 
 
 @app.command()
@@ -539,6 +539,8 @@ def watch(
         if ours:
             with interrupts.held(), terminal.bar("stopping the cluster"):
                 cluster.down()
+        else:
+            out.print("The cluster still runs: `pghc down` stops it.")
 
 
 @app.command()

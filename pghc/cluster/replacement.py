@@ -38,7 +38,7 @@ from psycopg import sql
 from pghc import terms
 from pghc.cluster import settings
 from pghc.cluster.mesh import subscription
-from pghc.errors import BadInput, ClusterError, PghcError, Unavailable
+from pghc.errors import BadInput, ClusterError, Conflict, PghcError, Unavailable
 from pghc.sequencer import APPLIED, Sequencer
 from pghc.store import BoundedConnection, Reader, Store
 from pghc.store import complete as arguments_of
@@ -54,6 +54,8 @@ Connection = psycopg.Connection[Any]
 ANSWER, PATIENCE = 5.0, 20.0
 #: Seconds until a replica that runs reads its primary's log, or never will.
 FOLLOWING = 10.0
+#: How often a term is begun anew when the region reports at the same moment.
+ATTEMPTS = 3
 #: Entries of the log that are completed in one transaction.
 AHEAD = 200
 
@@ -66,8 +68,11 @@ class Servers(Protocol):
 
     def view(self, region: str) -> View: ...
 
-    def retire(self, node: str) -> None:
-        """Stop a server in order, so that its readers get all that it has; one that is paused or gone stays so."""
+    def retire(self, node: str) -> bool:
+        """Stop a server in order, so that its readers get all that it has; one that is paused or gone stays so.
+
+        Returns whether it ran.
+        """
 
     def appoint(self, region: str, node: str) -> None:
         """From now on ``node`` is the region's primary: whoever dials that finds it. Stops the former one."""
@@ -101,7 +106,26 @@ def promote(servers: Servers, region: str, to: str | None = None, say: Say = lam
             return to
         names = [to] if to else [name for name in here.databases if name != term.node]
         _farthest(view, names, term)  # is there any?
-        servers.retire(term.node)
+        retired = servers.retire(term.node)
+        try:
+            node = _succeed(view, names, term, client)
+        except PghcError:
+            if retired and terms.current(client, view, region) == term:  # nobody follows it
+                with suppress(PghcError):
+                    servers.restart(term.node)
+            raise
+        say(f"{node} follows {term.node} as primary of {region}")
+        _settle(servers, [region], client, say)
+    return node
+
+
+def _succeed(view: View, names: Sequence[str], term: Term, client: Client) -> str:
+    """Begin a term with the farthest of ``names``, which has all that the region has said to need the log for no more.
+
+    Tries again when the region has said so meanwhile: the last report of the former primary may be on its way.
+    """
+    region = view.region
+    for attempt in range(1, ATTEMPTS + 1):
         node, position = _farthest(view, names, term)
         kept, version = _reported(client, region)
         if position < kept:
@@ -110,10 +134,14 @@ def promote(servers: Servers, region: str, to: str | None = None, say: Say = lam
                 f"Bring back a replica that has more (`pghc up`), or `pghc rebuild {region}`",
                 node=node,
             )
-        say(f"{node} follows {term.node} as primary of {region}")
-        with suppress(*LOST):  # it may have happened: the next look tells
-            terms.succeed(client, region, term, node, unchanged=(f"{APPLIED}/{region}", version))
-        _settle(servers, [region], client, say)
+        try:
+            with suppress(*LOST):  # it may have happened: the next look tells
+                terms.succeed(client, region, term, node, unchanged=(f"{APPLIED}/{region}", version))
+        except Conflict:
+            if attempt == ATTEMPTS or terms.current(client, view, region) != term:
+                raise
+        else:
+            break
     return node
 
 

@@ -48,6 +48,7 @@ SLOT_MB = 512
 #: What every server gets. A region has some dozen connections, a few writing; all nine share one machine's memory.
 POSTGRES: dict[str, str | int] = {
     "unix_socket_directories": "",
+    "dynamic_shared_memory_type": "mmap",  # in its own directory, so that nothing stays of one that was killed
     "password_encryption": "scram-sha-256",
     "max_connections": 60,
     "max_locks_per_transaction": 16,

@@ -46,7 +46,11 @@ class Event:
     amount: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.at:5.1f} s  {' '.join((self.kind, *self.targets))} for {self.seconds:.1f} s"
+        lasting = f" for {self.seconds:.1f} s" if self.seconds else ""
+        what = f"{self.kind} {self.targets[0]} once {self.targets[1]}" if self.kind == "kill-clients" else " ".join(
+            (self.kind, *self.targets)
+        )
+        return f"{self.at:5.1f} s  {what}{lasting}"
 
 
 def schedule(

@@ -1,4 +1,4 @@
-"""The pictures of the page in README and the lessons. With ``PGHC_PICTURES`` set they are kept in docs/."""
+"""The pictures of the page in README and the lessons. With ``PGHC_PICTURES`` set they are kept with the lessons."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from browsing import Address, looking, run, stop
 from PIL import Image
 from playwright.sync_api import Browser, expect
 
-DOCS = Path(__file__).parents[2] / "docs"
+KEPT = Path(__file__).parents[2] / "notebooks/pictures"
 
 
 @pytest.mark.slow
 def test_pictures_of_a_broken_and_of_a_valid_chain(chromium: Browser, address: Address, tmp_path: Path) -> None:
-    place = DOCS if os.environ.get("PGHC_PICTURES") else tmp_path
+    place = KEPT if os.environ.get("PGHC_PICTURES") else tmp_path
     place.mkdir(exist_ok=True)
     with looking(chromium, address) as page:
         run(page, "naive")

@@ -20,6 +20,7 @@ from typing import Any
 import psycopg
 
 from pghc.cluster import bootstrap, settings
+from pghc.cluster.local import processes
 from pghc.cluster.local.directory import Cluster
 from pghc.cluster.local.fetch import Tools
 from pghc.cluster.local.processes import Command, Process, Processes
@@ -259,6 +260,7 @@ class Deployment:
 
     def lose(self, node: Node) -> None:
         """Delete its data."""
+        processes.forget_shared_memory(self.data / node.name)
         with suppress(FileNotFoundError):
             shutil.rmtree(self.data / node.name)
 

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from pghc import topology as topologies
+from pghc.cluster.local.processes import forget_shared_memory
 from pghc.errors import ClusterError
 from pghc.topology import Credentials, Topology
 
@@ -134,6 +135,8 @@ class ClusterDirectory:
             cluster = None
         try:
             for path in (cluster.data if cluster else self._place_for_data(), self.logs):
+                for server in path.glob("*/postmaster.pid"):
+                    forget_shared_memory(server.parent)
                 if path.exists():
                     shutil.rmtree(path)
             for path in (self._supervisor, self._cluster, self.lock):

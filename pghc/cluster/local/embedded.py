@@ -133,6 +133,8 @@ class Embedded:
         known = self._ask("nodes")
         with ThreadPoolExecutor(len(nodes)) as pool:
             statuses = list(pool.map(lambda each: self._node_status(_as_it_is(topology, each), each), known))
+        remedies = dict.fromkeys(each["remedy"] for each in known if each["lack"])
+        remedy = {"remedy": f"{', '.join(remedies)} brings back what is lost."} if remedies else {}
         own = sum(processes.memory(supervisor[each], tree=False) for each in ("pid", "guard"))
         return Status(
             self.name,
@@ -143,6 +145,7 @@ class Embedded:
             own + sum(status.memory for status in statuses),
             supervisor["up_seconds"],
             cluster.durable,
+            **remedy,
         )
 
     def view(self, region: str) -> View:
@@ -201,8 +204,8 @@ class Embedded:
         lacking: dict[str, str] = self._ask("lacking")
         return lacking
 
-    def retire(self, node: str) -> None:
-        self._ask("retire", node=node)
+    def retire(self, node: str) -> bool:
+        return bool(self._ask("retire", node=node))
 
     def appoint(self, region: str, node: str) -> None:
         self._ask("appoint", region=region, node=node)

@@ -29,6 +29,7 @@ import psutil
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 #: What `ps -e` shows for a fork; its command line stays the supervisor's.
 FORK_NAME = "pghc-api"
+IPC_RMID = 0
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
@@ -353,3 +354,13 @@ def _appending(log: Path) -> IO[bytes]:
 
 if __name__ == "__main__":
     sweep(Path(sys.argv[1]))
+
+
+def forget_shared_memory(data: Path) -> None:
+    """Free the segment that Postgres marks its data directory with, when a killed server's directory is deleted.
+
+    Its number stands in ``postmaster.pid``, which goes with an orderly end.
+    """
+    with suppress(OSError, ValueError, IndexError):
+        number = int((data / "postmaster.pid").read_text().splitlines()[6].split()[1])
+        (_libc or ctypes.CDLL(None)).shmctl(number, IPC_RMID, None)

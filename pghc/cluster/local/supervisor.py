@@ -240,10 +240,12 @@ class Supervisor:
             if node.role in ("zookeeper", "api") and not self._runs(node)
         }
 
-    async def retire(self, _: Say, node: str) -> None:
+    async def retire(self, _: Say, node: str) -> bool:
         process = self._servers.get(node)
-        if process and process.running and not process.paused:
+        runs = bool(process and process.running and not process.paused)
+        if process and runs:
             await self._processes.stop([process])
+        return runs
 
     async def appoint(self, _: Say, region: str, node: str) -> None:
         deployment, wan = self._deployment, self._running_wan()
@@ -307,8 +309,9 @@ class Supervisor:
         return [node for node in nodes if not self._deployment.lack(node)]
 
     def _remedy(self, node: Node) -> str:
-        """The command that replaces a server that lacks its data."""
-        if not self._deployment.is_primary(node):
+        """The command that replaces a server that lacks its data; its region's, while the primary is lost, too."""
+        primary = self._cluster.topology.node(self._deployment.primaries[node.region])
+        if node.role not in ("primary", "replica") or (node != primary and not self._deployment.lack(primary)):
             return f"`pghc rebuild {node.name}`"
         replicas = any(other.region == node.region for other in self._databases())
         return f"`pghc {'promote' if replicas else 'rebuild'} {node.region}`"
