@@ -25,13 +25,15 @@ create table pghc.early (zk_id bigint primary key, position bigint not null);
 
 -- How far this region has come: every log position up to "position" is settled here, and the chain, which began at log
 -- position "chain", holds every entry up to "zk_id", whose hash is "hash". So it is also the contiguous watermark of
--- readers. Its row is the region's one lock: who changes the chain holds it.
+-- readers. Its row is the region's one lock: who changes the chain holds it. What stands in this primary's write-ahead
+-- log before "began" is of older chains: whoever reads that log begins there, however it came by its slot.
 create table pghc.cursor (
     single   boolean primary key default true check (single),
     position bigint not null,
     zk_id    bigint not null,
     hash     text not null,
-    chain    bigint not null
+    chain    bigint not null,
+    began    pg_lsn
 ) with (fillfactor = 20);  -- rewritten with every entry: room for updates on the same page
 insert into pghc.cursor (position, zk_id, hash, chain) values (0, 0, '', 0);
 
@@ -159,16 +161,20 @@ language sql security definer set search_path = '' as $$
 $$;
 
 -- Begin the chain of log position p, empty; returns the place in the write-ahead log before which all is of older chains.
--- Null: this region has that chain already, or a later one.
+-- A region that has that chain already stays as it is. Null: it has a later one.
 create function pghc.begin(p bigint) returns pg_lsn language plpgsql set search_path = '' as $$
+declare
+    c pghc.cursor;
 begin
-    if (select c.chain from pghc.cursor c for update) >= p then
-        return null;
+    select * into c from pghc.cursor for update;
+    if c.chain >= p then
+        return case when c.chain = p then coalesce(c.began, '0/0') end;
     end if;
     truncate public.chain, pghc.request, pghc.early;
-    update pghc.cursor set position = p, zk_id = 0, hash = '', chain = p;
+    update pghc.cursor set position = p, zk_id = 0, hash = '', chain = p, began = pg_current_wal_insert_lsn()
+        returning began into c.began;
     perform pg_notify('pghc', '');
-    return pg_current_wal_insert_lsn();
+    return c.began;
 end $$;
 revoke execute on function pghc.begin from public;
 

@@ -52,6 +52,8 @@ LOG, APPLIED, CHAINS = "/pghc/log", "/pghc/applied", "/pghc/chains"
 #: (`pghc.cluster.settings`): a server keeps a tree of all entries and the last ones once more, for followers that lag.
 LOG_BYTES = 24_000_000
 
+#: Seconds that an append may be given.
+LONGEST = 86_400
 _REQUEST_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
@@ -61,6 +63,13 @@ def canonical(request_id: str) -> str:
         return str(UUID(request_id))
     except (ValueError, AttributeError, TypeError) as error:
         raise BadInput(f"the request id {request_id!r} is no UUID, nothing was sent", "Take `uuid.uuid4()`.") from error
+
+
+def due(timeout: float) -> float:
+    """When ``timeout`` seconds are over, on the monotonic clock. Raises `BadInput` for more than a day or no number."""
+    if not timeout <= LONGEST:
+        raise BadInput(f"a time-out of {timeout} seconds, nothing was sent", f"At most {LONGEST:,} are possible.")
+    return time.monotonic() + timeout
 
 
 class Entry(NamedTuple):

@@ -53,15 +53,19 @@ def succeed(
     node: str,
     *,
     unchanged: tuple[str, int] | None = None,
+    also: tuple[str, bytes] | None = None,
     timeout: float = 5.0,
 ) -> Term:
     """Begin the term after ``term``, with ``node``. Raises `Conflict` when another has begun, kazoo's errors.
 
-    ``unchanged``: another node of ZooKeeper and the version that it must still have.
+    ``unchanged``: another node of ZooKeeper and the version that it must still have; ``also``: one that is given this
+    content with it.
     """
     transaction = client.transaction()
     if unchanged:
         transaction.check(*unchanged)
+    if also:
+        transaction.set_data(*also)
     transaction.set_data(path(region), _encode(node), term.epoch)
     if any(isinstance(result, Exception) for result in transaction.commit_async().get(timeout=timeout)):
         raise Conflict(

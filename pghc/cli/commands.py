@@ -146,6 +146,7 @@ def promote(
 ) -> None:
     """Make a replica the region's primary. What it had not received comes from the log."""
     cluster = _replacing(open_backend(backend, directory))
+    interrupts.leaves("the promotion may be half done: `pghc up` brings it to its end")
     with terminal.steps(f"promoting a replica of {region}") as say:
         node = cluster.promote(region, to, say)
     out.print(f"{node} is the primary of {region}", markup=False)
@@ -159,6 +160,7 @@ def rebuild(
 ) -> None:
     """Give a server its data back from those that have it; a region, all that lack theirs."""
     cluster = _replacing(open_backend(backend, directory))
+    interrupts.leaves("the copy goes on: `pghc up` brings it to its end, or say the same again")
     with terminal.steps(f"rebuilding {name}") as say:
         cluster.rebuild(name, say)
     out.print(f"{name} is rebuilt", markup=False)

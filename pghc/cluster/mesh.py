@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 import psycopg
@@ -20,7 +20,8 @@ def reset(views: Sequence[View], position: int, *, timeout: float = 20.0) -> Non
     """Begin a fresh chain in all regions, after log position ``position``; ends a stuck mesh, too.
 
     ``views``: the view of each region. What the mesh still carries of the old chain is skipped, not applied. All
-    primaries must be reachable. Raises `ClusterError` (then run it again: it is idempotent).
+    primaries must be reachable. Raises `ClusterError`. Idempotent: after an interruption it is run again, by `up` if by
+    nobody else, and regions that had begun already keep what they have.
     """
     deadline = time.monotonic() + timeout
     primaries = {
@@ -44,16 +45,19 @@ def reset(views: Sequence[View], position: int, *, timeout: float = 20.0) -> Non
             raise ClusterError(f"the chain of log position {position} has been followed by another meanwhile")
         for store in primaries.values():
             for oid, name in _subscriptions(store):
+                skip = "select pg_replication_origin_advance(o, %s) from (select %s) s (o) \
+                        where coalesce(pg_replication_origin_progress(o, false), '0/0') < %s"
                 end = ends[publisher(name)]
-                store.rows("select pg_replication_origin_advance(%s, %s)", f"pg_{oid}", end, what="skip the old chain")
+                store.rows(skip, end, f"pg_{oid}", end, what="skip the old chain")
             _each_subscription(store, "enable")
     except PghcError as error:
-        for store in primaries.values():
-            with suppress(PghcError, psycopg.Error):
-                _each_subscription(store, "enable")
+        _enable(primaries.values())
         raise ClusterError(
-            f"the chain was not begun anew: {error.what}", "Heal it (`pghc up`) and try again"
+            f"the chain was not begun in every region: {error.what}", "`pghc up` begins it there; then try again"
         ) from error
+    except BaseException:  # interrupted
+        _enable(primaries.values())
+        raise
     finally:
         for store in primaries.values():
             store.close()
@@ -101,6 +105,12 @@ def _subscriptions(store: Reader) -> list[tuple[int, str]]:
 def _workers(store: Reader) -> list[TupleRow]:
     query = "select 1 from pg_stat_subscription s join pg_subscription u on u.oid = s.subid where s.pid is not null"
     return store.rows(query, what="watch replication workers")
+
+
+def _enable(primaries: Iterable[Reader]) -> None:
+    for store in primaries:
+        with suppress(PghcError, psycopg.Error):
+            _each_subscription(store, "enable")
 
 
 def _each_subscription(store: Reader, verb: str) -> None:

@@ -37,7 +37,7 @@ from psycopg import sql
 
 from pghc import terms
 from pghc.cluster import settings
-from pghc.cluster.mesh import subscription
+from pghc.cluster.mesh import reset, subscription
 from pghc.errors import BadInput, ClusterError, Conflict, PghcError, Unavailable
 from pghc.sequencer import APPLIED, Sequencer
 from pghc.store import BoundedConnection, Reader, Store
@@ -220,6 +220,7 @@ def _settle(servers: Servers, regions: Sequence[str], client: Client, say: Say) 
         completed = [pool.submit(_attempt, complete, (view,), say) for view in views.values()]
         for each in (*joined, *completed):
             each.result()
+    _attempt(begin, (list(views.values()),), say)
 
 
 def _install(servers: Servers, side: _Side) -> None:
@@ -279,6 +280,9 @@ def prepare(publisher: _Side, reader: _Side) -> None:
             if usable:
                 _release(here, usable[-1])
                 here.execute("select pg_copy_logical_replication_slot(%s, %s)", (usable[-1], slot))
+                query = """select pg_replication_slot_advance(slot_name, began) from pg_replication_slots, pghc.cursor
+                           where slot_name = %s and confirmed_flush_lsn < began"""
+                here.execute(query, (slot,))  # what is before is of older chains, which a new reader would not know
             else:
                 here.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", (slot,))
         for other in slots:
@@ -362,7 +366,7 @@ def _follows(view: View, primary: str, replica: str) -> bool:
 
 
 def complete(view: View) -> None:
-    """Settle in the region all that the log holds now, whoever would have brought it."""
+    """Settle in the region all that the log holds now, whoever would have brought it, up to where a chain begins."""
     with Store(view) as store, Sequencer(view) as log:
         tip, cursor = log.tip(), store.cursor()
         if log.ordering(cursor.chain) != "log":
@@ -374,10 +378,33 @@ def complete(view: View) -> None:
             now, known = store.known([request for entry in entries for request in entry.requests])
             if now == cursor:  # else somebody was faster
                 new, rows, requests = fold(cursor, entries, known)
-                if new == cursor:  # another chain begins here, and whoever began it does the rest
+                if new == cursor:  # another chain begins here, which is begun in all regions at once
                     return
                 store.apply(cursor, new, rows, requests)
             cursor = store.cursor()
+
+
+def begin(views: Sequence[View]) -> None:
+    """Begin in every region the newest chain of the log, where that was interrupted, or a replica was behind it.
+
+    Then enter what the log has of it. Nothing to do when all have it, and take each other's rows.
+    """
+    cursors, disabled = [], 0
+    for view in views:
+        with _connected(view, view.primary()) as connection:
+            cursors.append(connection.execute("select position, chain from pghc.cursor").fetchone() or (0, 0))
+            disabled += _one(connection, "select count(*) from pg_subscription where not subenabled") or 0
+    newest = max(chain for _, chain in cursors)
+    with Sequencer(views[0]) as log:
+        tip, position = log.tip(), min(position for position, _ in cursors)
+        while position < tip:
+            entries = log.read(position + 1, min(tip, position + AHEAD))
+            newest = max([newest, *(position + n for n, entry in enumerate(entries, 1) if entry.begins)])
+            position += len(entries) or tip
+    if disabled or any(chain < newest for _, chain in cursors):
+        reset(views, newest)
+        for view in views:
+            complete(view)
 
 
 # Copies
@@ -440,18 +467,32 @@ def found(servers: Servers, region: str, say: Say = lambda _: None) -> None:
     donor = max(positions, key=lambda name: positions[name])
     with _zookeeper(views[donor]) as client:
         term = terms.current(client, here, region)
-        terms.succeed(client, region, term, term.node)  # a term of its own: who read the former one reads it no more
+        # A term of its own: who read the former one reads it no more. Of the log it needs what the donor's copy lacks.
+        report = f"{APPLIED}/{region}", str(positions[donor]).encode()
+        terms.succeed(client, region, term, term.node, also=report)
         sides = {name: _Side(view, terms.current(client, view, name)) for name, view in views.items()}
     for name in positions:
         prepare(sides[name], sides[region])
     node = sides[region].term.node
     say(f"{node}: copying the data of {sides[donor].term.node}")
     servers.copy(node, donor, primary=True)
-    with sides[region].connected() as connection:
+    _take_part(servers, region, say)
+
+
+def _take_part(servers: Servers, region: str, say: Say) -> None:
+    """Let a primary that was copied from another region's take the rows of all others, and no longer as its donor."""
+    view = servers.view(region)
+    with _connected(view, view.primary()) as connection:
         for (name,) in connection.execute("select subname from pg_subscription").fetchall():
             drop_subscription(connection, name)
-    servers.restart(node)
+    servers.restart(view.primary())
     settle(servers, [region], say)
+
+
+def _is_apart(view: View) -> bool:
+    """Whether the primary is a copy of another region's which does not take part yet."""
+    with _connected(view, view.primary()) as connection:
+        return bool(_one(connection, "show max_logical_replication_workers") == "0")
 
 
 def rejoin(servers: Servers, say: Say = lambda _: None) -> None:
@@ -488,6 +529,9 @@ def restore(servers: Servers, say: Say = lambda _: None) -> None:
             say(f"{primary}: {lacking[primary]}: `pghc {command} {region.name}`")
         else:
             here.append(region)
+    for region in here:
+        if _is_apart(servers.view(region.name)):
+            _take_part(servers, region.name, say)
     given_up = {region.name: _given_up(servers.view(region.name), current[region.name].node) for region in here}
     unsettled = [
         name for name, slots in given_up.items()
@@ -495,6 +539,8 @@ def restore(servers: Servers, say: Say = lambda _: None) -> None:
     ]
     if unsettled:
         settle(servers, unsettled, say)
+    elif len(here) == len(topology.names):
+        _attempt(begin, ([servers.view(name) for name in topology.names],), say)
     for region in here:
         primary = current[region.name].node
         for name in region.databases:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -32,7 +33,8 @@ def begin_chain(views: Sequence[View], ordering: str | None = None) -> None:
         position = sequencer.begin_chain(after=max(_cursor(view).position for view in views))
         if ordering:
             sequencer.ordering(position, ordering)
-        reset(views, position)
+        with ThreadPoolExecutor(1) as pool:  # decided: whoever interrupts this waits until all regions have begun
+            pool.submit(reset, views, position).result()
 
 
 def _cursor(view: View) -> Cursor:

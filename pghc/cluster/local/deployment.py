@@ -232,15 +232,18 @@ class Deployment:
         directory = self.data / node.name
         if node.role not in ("primary", "replica"):
             return ""
-        if not (directory / "PG_VERSION").exists():
+        if not (directory / "global/pg_control").exists():
             return "its data is gone"
         if not self.is_primary(node) and not (directory / "standby.signal").exists():
             return "its data is that of a former primary"
         return ""
 
     async def copy(self, node: Node, source: str, *, primary: bool) -> None:
-        """A base backup of region ``source``'s primary as the data of ``node``; as a primary it takes nobody's rows."""
-        directory = self.data / node.name
+        """A base backup of region ``source``'s primary as the data of ``node``; as a primary it takes nobody's rows.
+
+        It is made beside and moved when it is whole: half a copy is none.
+        """
+        directory = self.data / f"{node.name}.new"
         await asyncio.to_thread(self.lose, node)
         program = str(self._tools.postgres / "pg_basebackup")
         service = f"service={self.topology.region(source).primary}"
@@ -251,7 +254,8 @@ class Deployment:
         self._write(directory / "postgresql.auto.conf", "max_logical_replication_workers = 0\n" if primary else "")
         if not primary:
             self._write(directory / "standby.signal", "")
-        self.configure_postgres(node)
+        self.configure_postgres(node, directory)
+        directory.rename(self.data / node.name)
 
     def take_rows(self, node: Node) -> None:
         """From its next start on a primary that was made by `copy` takes the other regions' rows."""
@@ -261,8 +265,9 @@ class Deployment:
     def lose(self, node: Node) -> None:
         """Delete its data."""
         processes.forget_shared_memory(self.data / node.name)
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self.data / node.name)
+        for name in (node.name, f"{node.name}.new"):
+            with suppress(FileNotFoundError):
+                shutil.rmtree(self.data / name)
 
     def configure_postgres(self, node: Node, directory: Path | None = None) -> None:
         directory = directory or self.data / node.name

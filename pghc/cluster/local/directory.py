@@ -19,7 +19,7 @@ from pghc.cluster.local.processes import forget_shared_memory
 from pghc.errors import ClusterError
 from pghc.topology import Credentials, Topology
 
-FORMAT = 3
+FORMAT = 4
 PURGE = "`pghc down --purge` deletes the cluster."
 
 
