@@ -65,11 +65,11 @@ def canonical(request_id: str) -> str:
         raise BadInput(f"the request id {request_id!r} is no UUID, nothing was sent", "Take `uuid.uuid4()`.") from error
 
 
-def due(timeout: float) -> float:
-    """When ``timeout`` seconds are over, on the monotonic clock. Raises `BadInput` for more than a day or no number."""
+def bounded(timeout: float) -> float:
+    """The seconds of a time-out as they are. Raises `BadInput` for more than a day, and for what is no number."""
     if not timeout <= LONGEST:
         raise BadInput(f"a time-out of {timeout} seconds, nothing was sent", f"At most {LONGEST:,} are possible.")
-    return time.monotonic() + timeout
+    return timeout
 
 
 class Entry(NamedTuple):

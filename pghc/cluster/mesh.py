@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import psycopg
 from psycopg import sql
@@ -29,6 +29,10 @@ def reset(views: Sequence[View], position: int, *, timeout: float = 20.0) -> Non
         for view in views
     }
     ends: dict[str, str | None] = {}
+    stack = ExitStack()
+    for store in primaries.values():
+        stack.callback(store.close)
+    stack.callback(_enable, primaries.values())  # whatever comes
     try:
         for store in primaries.values():
             _each_subscription(store, "disable")
@@ -51,16 +55,11 @@ def reset(views: Sequence[View], position: int, *, timeout: float = 20.0) -> Non
                 store.rows(skip, end, f"pg_{oid}", end, what="skip the old chain")
             _each_subscription(store, "enable")
     except PghcError as error:
-        _enable(primaries.values())
         raise ClusterError(
             f"the chain was not begun in every region: {error.what}", "`pghc up` begins it there; then try again"
         ) from error
-    except BaseException:  # interrupted
-        _enable(primaries.values())
-        raise
     finally:
-        for store in primaries.values():
-            store.close()
+        stack.close()
 
 
 def wait_for_mesh(views: Sequence[View], *, timeout: float = 20.0) -> None:

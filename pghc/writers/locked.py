@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from pghc.chain import Row, successor
 from pghc.errors import Conflict, Unavailable
 from pghc.mutex import Mutex
-from pghc.sequencer import canonical, due
+from pghc.sequencer import bounded, canonical
 from pghc.store import Store
 from pghc.topology import View
 from pghc.writers import Base, Step, no_step, sent
@@ -37,7 +37,7 @@ class Locked(Base):
             self._resources = stack.pop_all()
 
     def append(self, request_id: str, timeout: float = 10.0) -> Row:
-        request_id, deadline = canonical(request_id), due(timeout)
+        request_id, deadline = canonical(request_id), time.monotonic() + bounded(timeout)
         base = self.store.cursor(timeout).chain
         self.join(self.view, base, deadline - time.monotonic())
         with self.mutex.hold(deadline - time.monotonic()):

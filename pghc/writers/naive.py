@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 from pghc.chain import Row, successor
 from pghc.errors import Conflict
-from pghc.sequencer import canonical, due
+from pghc.sequencer import bounded, canonical
 from pghc.store import Store
 from pghc.topology import View
 from pghc.writers import Base, Step, no_step
@@ -27,7 +27,7 @@ class Naive(Base):
             self._resources = stack.pop_all()
 
     def append(self, request_id: str, timeout: float = 10.0) -> Row:
-        request_id, deadline = canonical(request_id), due(timeout)
+        request_id, deadline = canonical(request_id), time.monotonic() + bounded(timeout)
         while True:
             chain = self.store.cursor(deadline - time.monotonic()).chain
             self.join(self.view, chain, deadline - time.monotonic())

@@ -10,7 +10,7 @@ import time
 from contextlib import ExitStack
 
 from pghc.chain import ROOT, Row, link
-from pghc.sequencer import Entry, Sequencer, canonical, due
+from pghc.sequencer import Entry, Sequencer, bounded, canonical
 from pghc.store import Store
 from pghc.topology import View
 from pghc.writers import Base, Step, no_step, sent
@@ -29,7 +29,7 @@ class Numbered(Base):
             self._resources = stack.pop_all()
 
     def append(self, request_id: str, timeout: float = 10.0) -> Row:
-        request_id, deadline = canonical(request_id), due(timeout)
+        request_id, deadline = canonical(request_id), time.monotonic() + bounded(timeout)
         self.base = self.store.cursor(timeout).chain
         self.join(self.view, self.base, deadline - time.monotonic())
         position = self.sequencer.take(Entry(self.node_id, (request_id,)), deadline - time.monotonic())

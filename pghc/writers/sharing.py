@@ -12,7 +12,7 @@ from typing import Any
 
 from pghc.chain import Row
 from pghc.errors import ClusterError, Indefinite, PghcError, Unavailable, WrongKind
-from pghc.sequencer import Sequencer, canonical, due
+from pghc.sequencer import Sequencer, bounded, canonical
 from pghc.store import Store
 from pghc.topology import View
 from pghc.writers import Base, Step, no_step
@@ -85,7 +85,7 @@ class Sharing(Base):
 
     def _call(self, request_ids: Sequence[str], one: bool, timeout: float) -> Call:
         requests = [canonical(each) for each in request_ids]
-        call = Call(requests, one, due(timeout))
+        call = Call(requests, one, time.monotonic() + bounded(timeout))
         with self._room:
             most = IN_FLIGHT - len(requests)
             if not self._room.wait_for(lambda: len(self._calls) <= most, timeout):

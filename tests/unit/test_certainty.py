@@ -25,12 +25,12 @@ from kazoo.exceptions import CancelledError, ConnectionLoss, RolledBackError
 
 from pghc import writers
 from pghc.chain import Row
-from pghc.errors import ClusterError, Conflict, Indefinite, PghcError, Unavailable, WrongKind
+from pghc.errors import BadInput, ClusterError, Conflict, Indefinite, PghcError, Unavailable, WrongKind
 from pghc.mutex import Mutex
 from pghc.sequencer import Entry, Segment, Sequencer
 from pghc.store import Cursor
 from pghc.topology import Credentials, View, load
-from pghc.writers import NAMES, broadcast, causal, locked, naive, numbered
+from pghc.writers import NAMES, broadcast, causal, locked, naive, new_request_id, numbered, writer_class
 
 VIEW = View("us-east", load(), {}, Credentials())
 MODULES = {"naive": naive, "numbered": numbered, "locked": locked, "causal": causal, "broadcast": broadcast}
@@ -545,3 +545,11 @@ def test_to_begin_a_chain_keeps_its_time() -> None:
     ):
         assert sequencer.begin_chain(5, 1.0) == 9
     assert sum(spent) <= 1.0
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), float("inf"), 1e10])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_time_out_that_cannot_be_kept_is_refused_before_anything_is_sent(name: str, timeout: float) -> None:
+    writer = object.__new__(writer_class(name))  # with nothing that it could ask
+    with pytest.raises(BadInput, match="nothing was sent"):
+        writer.append(new_request_id(), timeout)
