@@ -39,6 +39,7 @@ from pghc import terms
 from pghc.cluster import settings
 from pghc.cluster.mesh import reset, subscription
 from pghc.errors import BadInput, ClusterError, Conflict, PghcError, Unavailable
+from pghc.mutex import Mutex
 from pghc.sequencer import APPLIED, Sequencer
 from pghc.store import BoundedConnection, Reader, Store
 from pghc.store import complete as arguments_of
@@ -214,13 +215,14 @@ def _settle(servers: Servers, regions: Sequence[str], client: Client, say: Say) 
     views = {name: servers.view(name) for name in servers.topology.names}
     sides = {name: _Side(view, terms.current(client, view, name)) for name, view in views.items()}
     pairs = [(sides[one], sides[other]) for one, other in servers.topology.pairs if {one, other} & {*regions}]
-    with ThreadPoolExecutor(2 * len(pairs)) as pool:
+    with _alone(views[regions[0]]), ThreadPoolExecutor(2 * len(pairs)) as pool:
         list(pool.map(lambda region: _install(servers, sides[region]), regions))
+        now = [servers.view(name) for name in views]  # with the primaries that have just been installed
         joined = [pool.submit(_attempt, join, pair, say) for pair in pairs]
-        completed = [pool.submit(_attempt, complete, (view,), say) for view in views.values()]
+        completed = [pool.submit(_attempt, complete, (view,), say) for view in now]
         for each in (*joined, *completed):
             each.result()
-    _attempt(begin, (list(views.values()),), say)
+        _attempt(_begin, (now,), say)
 
 
 def _install(servers: Servers, side: _Side) -> None:
@@ -385,10 +387,32 @@ def complete(view: View) -> None:
 
 
 def begin(views: Sequence[View]) -> None:
+    """`_begin`, alone; nothing is locked where nothing is to be done."""
+    if _unbegun(views) is not None:
+        with _alone(views[0]):
+            _begin(views)
+
+
+@contextmanager
+def _alone(view: View) -> Iterator[None]:
+    """While a chain is begun the mesh stands still, and nobody joins it. Raises `Unavailable`."""
+    with Mutex(view, "begin") as mutex, mutex.hold(PATIENCE + ANSWER):
+        yield
+
+
+def _begin(views: Sequence[View]) -> None:
     """Begin in every region the newest chain of the log, where that was interrupted, or a replica was behind it.
 
     Then enter what the log has of it. Nothing to do when all have it, and take each other's rows.
     """
+    if (position := _unbegun(views)) is not None:
+        reset(views, position)
+        for view in views:
+            complete(view)
+
+
+def _unbegun(views: Sequence[View]) -> int | None:
+    """The position of the chain that some region has not begun, or in which the mesh stands still."""
     cursors, disabled = [], 0
     for view in views:
         with _connected(view, view.primary()) as connection:
@@ -401,10 +425,7 @@ def begin(views: Sequence[View]) -> None:
             entries = log.read(position + 1, min(tip, position + AHEAD))
             newest = max([newest, *(position + n for n, entry in enumerate(entries, 1) if entry.begins)])
             position += len(entries) or tip
-    if disabled or any(chain < newest for _, chain in cursors):
-        reset(views, newest)
-        for view in views:
-            complete(view)
+    return newest if disabled or any(chain < newest for _, chain in cursors) else None
 
 
 # Copies
@@ -468,6 +489,7 @@ def found(servers: Servers, region: str, say: Say = lambda _: None) -> None:
     with _zookeeper(views[donor]) as client:
         term = terms.current(client, here, region)
         # A term of its own: who read the former one reads it no more. Of the log it needs what the donor's copy lacks.
+        _reported(client, region)  # is there a report?
         report = f"{APPLIED}/{region}", str(positions[donor]).encode()
         terms.succeed(client, region, term, term.node, also=report)
         sides = {name: _Side(view, terms.current(client, view, name)) for name, view in views.items()}
@@ -476,22 +498,21 @@ def found(servers: Servers, region: str, say: Say = lambda _: None) -> None:
     node = sides[region].term.node
     say(f"{node}: copying the data of {sides[donor].term.node}")
     servers.copy(node, donor, primary=True)
-    _take_part(servers, region, say)
+    _take_part(servers, region, node, say)
 
 
-def _take_part(servers: Servers, region: str, say: Say) -> None:
+def _take_part(servers: Servers, region: str, node: str, say: Say) -> None:
     """Let a primary that was copied from another region's take the rows of all others, and no longer as its donor."""
-    view = servers.view(region)
-    with _connected(view, view.primary()) as connection:
+    with _connected(servers.view(region), node) as connection:
         for (name,) in connection.execute("select subname from pg_subscription").fetchall():
             drop_subscription(connection, name)
-    servers.restart(view.primary())
+    servers.restart(node)
     settle(servers, [region], say)
 
 
-def _is_apart(view: View) -> bool:
+def _is_apart(view: View, primary: str) -> bool:
     """Whether the primary is a copy of another region's which does not take part yet."""
-    with _connected(view, view.primary()) as connection:
+    with _connected(view, primary) as connection:
         return bool(_one(connection, "show max_logical_replication_workers") == "0")
 
 
@@ -530,8 +551,8 @@ def restore(servers: Servers, say: Say = lambda _: None) -> None:
         else:
             here.append(region)
     for region in here:
-        if _is_apart(servers.view(region.name)):
-            _take_part(servers, region.name, say)
+        if _is_apart(servers.view(region.name), current[region.name].node):
+            _take_part(servers, region.name, current[region.name].node, say)
     given_up = {region.name: _given_up(servers.view(region.name), current[region.name].node) for region in here}
     unsettled = [
         name for name, slots in given_up.items()
