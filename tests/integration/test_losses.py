@@ -5,14 +5,12 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import Self
 
 import psycopg
 import pytest
-from clusters import embedded
+from replacing import EXACT, check_nothing_lost, data_of
 
 from pghc.chain import Row
 from pghc.cluster.local.embedded import Embedded
@@ -20,34 +18,7 @@ from pghc.cluster.mesh import wait_for_mesh
 from pghc.errors import BadInput, ClusterError, PghcError
 from pghc.faults.injection import Faults
 from pghc.store import Primary, Reader, Store
-from pghc.verify.checker import verify_chain
-from pghc.workload.chains import begin_chain
 from pghc.writers import Writer, new_request_id, open_writer
-
-EXACT = ("causal", "broadcast")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
-    """A cluster of these tests' own: roles change in it."""
-    with embedded(tmp_path_factory, "losses") as backend:
-        yield backend
-
-
-@pytest.fixture
-def lossy(whole: Embedded) -> Iterator[Embedded]:
-    """With an empty chain, and every server up again afterwards."""
-    whole.up()
-    begin_chain([whole.view(name) for name in whole.topology.names])
-    yield whole
-    if whole.status().healthy:
-        return
-    with suppress(PghcError):
-        whole.up()
-    for region in whole.topology.names:
-        if whole.view(region).primary() in whole.lacking():
-            whole.rebuild(region)
-    whole.up()
 
 
 class Appending:
@@ -88,23 +59,6 @@ class Appending:
                     return row
             time.sleep(0.02)
         raise AssertionError(f"no append of {region} was acknowledged within {timeout} s")
-
-
-def check_nothing_lost(backend: Embedded, rows: list[Row]) -> None:
-    deadline = time.monotonic() + 20
-    while True:
-        found = {}
-        for name in backend.topology.names:
-            with Primary(backend.view(name)) as reader:
-                found[name] = list(reader.chain())
-        one = next(iter(found.values()))
-        if all(chain == one for chain in found.values()) or time.monotonic() > deadline:
-            break
-        time.sleep(0.2)
-    assert all(chain == one for chain in found.values()), {name: len(chain) for name, chain in found.items()}
-    assert verify_chain(one).valid
-    assert len(rows) == len(set(rows)), "each request has a row of its own"
-    assert set(rows) <= set(one), "acknowledged, and not there"
 
 
 @pytest.mark.parametrize("writer", EXACT)
@@ -349,9 +303,3 @@ def test_what_a_block_loses_is_back_afterwards(lossy: Embedded) -> None:
         with Faults(lossy).lose(node):
             assert not {each.name: each.accessible for each in lossy.status().nodes}[node]
     assert lossy.status().healthy
-
-
-def data_of(backend: Embedded) -> Path:
-    cluster = backend._files.cluster()
-    assert cluster
-    return cluster.data
