@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -216,3 +217,22 @@ def test_the_page_asks_no_other_host_for_anything(chromium: Browser, address: Ad
         page.wait_for_selector(".card")
     assert asked
     assert all(url.startswith((address.partition("#")[0], "data:")) for url in asked)
+
+
+def test_a_page_whose_server_has_ended_says_so_and_offers_nothing(chromium: Browser, cluster: Embedded) -> None:
+    page = chromium.new_page()
+    with closing(show.watch(cluster)) as shown, serving(shown) as address:
+        page.goto(address)
+        expect(page.locator('[data-do="run"]')).to_be_enabled()
+    expect(page.locator('[data-do="now"]')).to_have_text("ended", timeout=15_000)
+    expect(page.locator('[data-do="run"]')).to_be_disabled()
+    page.close()
+
+
+def test_where_entries_are_left_out_a_mark_says_so_and_the_number_of_clients_is_the_one_that_counts(page: Page) -> None:
+    page.fill("#pghc-clients", "5000")
+    page.locator("#pghc-clients").blur()
+    expect(page.locator("#pghc-clients")).to_have_value("20")
+    run(page, "broadcast")
+    expect(page.locator(".lanes .skip").first).to_be_visible(timeout=30_000)
+    stop(page)

@@ -294,7 +294,7 @@ class View {
     this.same = h("div", { class: "same", "data-part": "same" });
     this.inspector = h("div", { class: "inspector", "data-part": "inspector" });
     this.log = h("ol", { class: "log", "aria-live": "polite", "data-part": "log" });
-    for (const field of [this.writer, this.clients, this.seconds]) field.addEventListener("change", () => this.#say(run()));
+    for (const field of [this.writer, this.clients, this.seconds]) field.addEventListener("change", () => { this.clients.value = run().clients; this.#say(run()); });
     this.panel.append(h("h2", {}, "Let clients write"), h("div", { class: "fields" }, h("label", { for: "pghc-writer" }, "writer"), this.writer,
       h("label", { for: "pghc-clients" }, "clients a region"), this.clients, h("label", { for: "pghc-seconds" }, "for"), this.seconds),
       h("div", { class: "buttons" }, this.start, this.stop, this.heal), this.inspector, h("h2", {}, "The same at the prompt, and in a notebook"), this.same, this.log);
@@ -352,6 +352,14 @@ class View {
     const database = this.seen.role(server, Infinity) !== "zookeeper";
     return h("div", { class: "buttons" }, this.#doing("Lose it with its disk", () => ({ do: "lose", node: server }), "danger"), this.#doing("Rebuild", again),
       ...(database ? [this.#doing(`Make it ${region}'s primary`, follow)] : []));
+  }
+
+  /** Nothing more comes: what is seen stays, and no button does anything. */
+  end(text) {
+    this.ended = true;
+    this.now.textContent = "ended";
+    for (const button of this.panel.querySelectorAll("button")) button.disabled = true;
+    this.problem(text);
   }
 
   problem(text) { this.log?.prepend(h("li", { class: "error" }, text)); }
@@ -504,7 +512,7 @@ class View {
     const rate = run ? `${run.w}, ${run.c} clients a region: ` : "";
     this.#text(this.running, !run ? "" : rate + { starting: "starting …", running: `${number(run.ok)} appends acknowledged in ${run.seconds} s`, judging: "judging the history …",
       done: `over, ${number(run.ok)} appends in ${run.seconds} s`, failed: run.x }[run.s]);
-    if (this.start) {
+    if (this.start && !this.ended) {
       const on = ["starting", "running", "judging"].includes(this.seen.at("run", this.seen.last)?.s);
       if (this.start.disabled !== on) { const focused = document.activeElement === (on ? this.start : this.stop); this.start.disabled = on; this.stop.disabled = !on; if (focused) { this.quietly = true; (on ? this.stop : this.start).focus(); this.quietly = false; } }
       if (!on) this.stop.disabled = true;
@@ -584,7 +592,8 @@ class View {
         const unseen = !there && seen.mark(seen.primary(region, T), T).w >= n; // it has one, and we have not looked at it
         const clash = rivals.has(n), kind = there ? (there.sure[region] ? "here" : "guess") : "coming";
         const link = there && columns[i - 1] === n - 1 ? `<path class="chainlink ${broken.has(`${region} ${n}`) ? "broken" : ""}" d="M${x - 10},${y + 20} h10"/>` : "";
-        boxes.push(`${link}<g class="entry ${kind} ${clash && there ? "rival" : ""} ${broken.has(`${region} ${n}`) ? "rival" : ""}" data-entry="${n}" data-in="${region}" data-state="${kind}"${clash && there ? ` data-rival="${n}"` : ""} color="${this.colour(mine.by)}">` +
+        const skip = i && columns[i - 1] !== n - 1 ? `<text class="skip" x="${x - 5}" y="${y + 24}"><title>entries that are not drawn</title>⋯</text>` : "";
+        boxes.push(`${link}${skip}<g class="entry ${kind} ${clash && there ? "rival" : ""} ${broken.has(`${region} ${n}`) ? "rival" : ""}" data-entry="${n}" data-in="${region}" data-state="${kind}"${clash && there ? ` data-rival="${n}"` : ""} color="${this.colour(mine.by)}">` +
           `<title>${escape(rivals.get(n)?.x ?? `entry ${n} of ${mine.d}, hash ${mine.h}`)}</title><rect x="${x}" y="${y}" width="${cell - 10}" height="40" rx="5"/>` +
           `<text x="${x + (cell - 10) / 2}" y="${y + 17}">${number(n)}</text><text class="hash" x="${x + (cell - 10) / 2}" y="${y + 32}">${there ? mine.h.slice(0, 5) : unseen ? "?" : "· · ·"}</text></g>`);
       });
@@ -619,7 +628,7 @@ class View {
     const clock = this.replay ? `${((this.T - seen.first) / 1000).toFixed(3)} s` : new Date(this.T).toISOString().slice(11, 23);
     this.#text(this.when, `${clock}${back > 0.3 && !this.replay ? `  ${back.toFixed(1)} s ago` : ""}`);
     this.now.hidden = this.replay;
-    this.now.classList.toggle("on", this.live);
+    this.now.classList.toggle("on", this.live && !this.ended);
     const fps = this.frames.length > 10 ? Math.round((1000 * (this.frames.length - 1)) / (this.frames.at(-1) - this.frames[0])) : 0;
     this.root.firstChild.dataset.fps = fps;
   }
@@ -673,7 +682,7 @@ async function page(root) {
           else view.feed(data);
         }
       }
-      say("The page's server has ended. Start it again: pghc watch");
+      view?.end("The page's server has ended. Start it again: pghc watch");
     }
     await new Promise((wake) => setTimeout(wake, 2000));
   }
