@@ -16,7 +16,7 @@ lab: all ## JupyterLab on the lessons with the cluster running behind it; Ctrl-C
 watch: all ## The regions alive, on a page of this machine; Ctrl-C stops page and cluster
 	@.venv/bin/pghc watch
 
-test: check ## Checks and all tests but the slow ones, on real servers: a few minutes
+test: check ## Checks and all tests but the slow ones, on real servers: about twenty minutes
 	$(PYTEST) -m "not slow and not kind"
 
 check: all ## ruff, mypy --strict, import-linter, and that lessons show the outputs of their cells
