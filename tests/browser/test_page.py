@@ -128,7 +128,9 @@ def test_a_killed_and_a_paused_server_are_seen_as_such_until_all_is_healed(page:
 
 @pytest.mark.slow
 def test_time_stands_still_goes_back_and_comes_back_to_now(page: Page) -> None:
-    run(page, "causal", "10")
+    run(page, "causal", "60")
+    while mark(page, "us-east") < 30:  # so that thirty steps back are not yet before the chain
+        page.wait_for_timeout(200)
     page.click('[data-do="time"]')
     page.wait_for_timeout(300)  # the frame that was being drawn
     stood = page.inner_text('[data-part="when"]').split()[0]
@@ -144,6 +146,7 @@ def test_time_stands_still_goes_back_and_comes_back_to_now(page: Page) -> None:
     page.click('[data-do="now"]')
     page.wait_for_timeout(300)
     assert mark(page, "us-east") >= shown
+    stop(page)
 
 
 def test_the_keyboard_alone_breaks_causality_and_cuts_a_link(page: Page, cluster: Embedded) -> None:
