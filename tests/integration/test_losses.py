@@ -13,11 +13,13 @@ import pytest
 from replacing import EXACT, check_nothing_lost, data_of
 
 from pghc.chain import Row
+from pghc.cluster import replacement
 from pghc.cluster.local.embedded import Embedded
 from pghc.cluster.mesh import wait_for_mesh
 from pghc.errors import BadInput, ClusterError, PghcError
 from pghc.faults.injection import Faults
 from pghc.store import Primary, Reader, Store
+from pghc.terms import Term
 from pghc.writers import Writer, new_request_id, open_writer
 
 
@@ -222,6 +224,21 @@ def test_a_reader_that_is_too_far_behind_is_given_up_and_made_good_for(lossy: Em
     assert "given up" not in {n.name: n.detail for n in lossy.status().nodes}[view.primary()]
     assert lossy.status().healthy
     check_nothing_lost(lossy, rows)
+
+
+def test_a_replica_that_is_told_of_a_term_leaves_the_connection_that_it_has(lossy: Embedded) -> None:
+    """One to a primary that is paused would last as long as the pause."""
+    region = lossy.topology.regions[0]
+    view = lossy.view(region.name)
+    replica = next(name for name in region.databases if name != view.primary())
+    with Reader(view, replica, admin=True) as reader:
+        query = "select pid from pg_stat_wal_receiver where status = 'streaming'"
+        before = reader.rows(query)
+        replacement._follow(view, replica, Term(1_000_000, view.primary()))
+        deadline = time.monotonic() + 3  # far below the time after which it gives up a silent primary
+        while (now := reader.rows(query)) == before or not now:
+            assert time.monotonic() < deadline, "it has kept its connection"
+            time.sleep(0.05)
 
 
 def test_a_replica_that_has_more_log_than_its_new_primary_is_copied_by_up(lossy: Embedded) -> None:
