@@ -541,8 +541,6 @@ def watch(
         if ours:
             with interrupts.held(), terminal.bar("stopping the cluster"):
                 cluster.down()
-        else:
-            out.print("The cluster still runs: `pghc down` stops it.")
 
 
 @app.command()
@@ -594,6 +592,8 @@ def lab(
         if ours:
             with interrupts.held(), terminal.bar("stopping the cluster"):
                 cluster.down()
+        else:  # JupyterLab has taken Ctrl-C for itself, and nobody says farewell
+            out.print("The cluster still runs: `pghc down` stops it.")
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})

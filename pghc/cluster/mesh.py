@@ -29,37 +29,37 @@ def reset(views: Sequence[View], position: int, *, timeout: float = 20.0) -> Non
         for view in views
     }
     ends: dict[str, str | None] = {}
-    stack = ExitStack()
-    for store in primaries.values():
-        stack.callback(store.close)
-    stack.callback(_enable, primaries.values())  # whatever comes
+    skip = """select pg_replication_origin_advance(o, %s) from (select %s) s (o)
+              where coalesce(pg_replication_origin_progress(o, false), '0/0') < %s"""
     try:
-        for store in primaries.values():
-            _each_subscription(store, "disable")
-        for store in primaries.values():
-            while _workers(store):
-                if time.monotonic() > deadline:
-                    raise ClusterError(f"{store.node}: its replication did not stop within {timeout:g} s")
-                time.sleep(0.02)  # a worker's end is not notified
-            with store.connection("empty the chain", writes=True) as connection, connection.transaction():
-                connection.execute("set local synchronous_commit = local")  # nobody replicates now who could confirm
-                began = connection.execute("select pghc.begin(%s)::text", (position,)).fetchone()
-                ends[store.view.region] = began[0] if began else None
-        if not all(ends.values()):
-            raise ClusterError(f"the chain of log position {position} has been followed by another meanwhile")
-        for store in primaries.values():
-            for oid, name in _subscriptions(store):
-                skip = "select pg_replication_origin_advance(o, %s) from (select %s) s (o) \
-                        where coalesce(pg_replication_origin_progress(o, false), '0/0') < %s"
-                end = ends[publisher(name)]
-                store.rows(skip, end, f"pg_{oid}", end, what="skip the old chain")
-            _each_subscription(store, "enable")
+        with ExitStack() as closing, ExitStack() as unless_done:
+            for store in primaries.values():
+                closing.callback(store.close)
+            unless_done.callback(_enable, primaries.values())
+            for store in primaries.values():
+                _each_subscription(store, "disable")
+            for store in primaries.values():
+                while _workers(store):
+                    if time.monotonic() > deadline:
+                        raise ClusterError(f"{store.node}: its replication did not stop within {timeout:g} s")
+                    time.sleep(0.02)  # a worker's end is not notified
+                with store.connection("empty the chain", writes=True) as connection, connection.transaction():
+                    # Nobody replicates now who could confirm it
+                    connection.execute("set local synchronous_commit = local")
+                    began = connection.execute("select pghc.begin(%s)::text", (position,)).fetchone()
+                    ends[store.view.region] = began[0] if began else None
+            if not all(ends.values()):
+                raise ClusterError(f"the chain of log position {position} has been followed by another meanwhile")
+            for store in primaries.values():
+                for oid, name in _subscriptions(store):
+                    end = ends[publisher(name)]
+                    store.rows(skip, end, f"pg_{oid}", end, what="skip the old chain")
+                _each_subscription(store, "enable")
+            unless_done.pop_all()
     except PghcError as error:
         raise ClusterError(
             f"the chain was not begun in every region: {error.what}", "`pghc up` begins it there; then try again"
         ) from error
-    finally:
-        stack.close()
 
 
 def wait_for_mesh(views: Sequence[View], *, timeout: float = 20.0) -> None:

@@ -348,18 +348,21 @@ def _follow(view: View, replica: str, term: Term) -> None:
             connection.execute("select pg_reload_conf()")
 
 
-def _follows(view: View, primary: str, replica: str) -> bool:
-    """Whether a replica reads its primary's log, once it has had the time to begin.
+def _timeline(view: View, primary: str) -> int:
+    with _connected(view, primary) as connection:
+        query = "select ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int"
+        return int(_one(connection, query))
+
+
+def _follows(view: View, timeline: int, replica: str) -> bool:
+    """Whether a replica reads the log of the primary of this timeline, once it has had the time to begin.
 
     One that has log which the primary has not, as it read on from a predecessor, stays on a timeline of its own.
     """
-    timeline = "select ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int"
     reads = "select status = 'streaming' and received_tli = %s from pg_stat_wal_receiver"
-    with _connected(view, primary) as connection:
-        wanted = _one(connection, timeline)
     end = time.monotonic() + FOLLOWING
     with suppress(ClusterError), _connected(view, replica) as connection:
-        while not _one(connection, reads, wanted):
+        while not _one(connection, reads, timeline):
             if time.monotonic() > end:
                 return False
             time.sleep(0.1)
@@ -563,12 +566,13 @@ def restore(servers: Servers, say: Say = lambda _: None) -> None:
     elif len(here) == len(topology.names):
         _attempt(begin, ([servers.view(name) for name in topology.names],), say)
     for region in here:
-        primary = current[region.name].node
+        primary, view = current[region.name].node, servers.view(region.name)
+        timeline = _timeline(view, primary)
         for name in region.databases:
             if name != primary and (
                 name in lacking
                 or settings.identifier(name) in given_up[region.name]
-                or not _follows(servers.view(region.name), primary, name)
+                or not _follows(view, timeline, name)
             ):
                 _copy(servers, name, region.name, say)
 

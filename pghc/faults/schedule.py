@@ -47,10 +47,8 @@ class Event:
 
     def __str__(self) -> str:
         lasting = f" for {self.seconds:.1f} s" if self.seconds else ""
-        what = f"{self.kind} {self.targets[0]} once {self.targets[1]}" if self.kind == "kill-clients" else " ".join(
-            (self.kind, *self.targets)
-        )
-        return f"{self.at:5.1f} s  {what}{lasting}"
+        targets = (self.targets[0], "once", self.targets[1]) if self.kind == "kill-clients" else self.targets
+        return f"{self.at:5.1f} s  {' '.join((self.kind, *targets))}{lasting}"
 
 
 def schedule(

@@ -457,3 +457,17 @@ def test_an_exercise_leaves_no_directory_behind_but_the_one_of_the_histories(
 def test_output_in_a_pipe_has_no_colour(pghc: Pghc) -> None:
     pghc("append")
     assert "\x1b" not in pghc("tail") + pghc("status") + pghc("verify") + pghc("--help")
+
+
+def test_a_lab_on_a_cluster_that_ran_already_says_that_it_still_runs(pghc: Pghc, cluster: Embedded) -> None:
+    with pghc.start("lab", "--no-browser", "--port", "0") as lab:
+        assert lab.stdout
+        line = lab.stdout.readline()
+        while "The cluster runs." not in line:
+            assert line, "it has ended"
+            line = lab.stdout.readline()
+        time.sleep(3)  # JupyterLab takes Ctrl-C for itself once it is up
+        lab.send_signal(signal.SIGINT)
+        said, _ = lab.communicate(timeout=60)
+    assert "The cluster still runs: `pghc down` stops it." in said
+    assert cluster.status().healthy

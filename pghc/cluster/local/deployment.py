@@ -20,10 +20,9 @@ from typing import Any
 import psycopg
 
 from pghc.cluster import bootstrap, settings
-from pghc.cluster.local import processes
 from pghc.cluster.local.directory import Cluster
 from pghc.cluster.local.fetch import Tools
-from pghc.cluster.local.processes import Command, Process, Processes
+from pghc.cluster.local.processes import Command, Process, Processes, forget_shared_memory
 from pghc.cluster.probes import ask_api, ask_zookeeper
 from pghc.cluster.settings import SERVICES, ZooKeeperAddresses, first_service
 from pghc.cluster.surroundings import environment, python_environment
@@ -264,7 +263,7 @@ class Deployment:
 
     def lose(self, node: Node) -> None:
         """Delete its data."""
-        processes.forget_shared_memory(self.data / node.name)
+        forget_shared_memory(self.data / node.name)
         for name in (node.name, f"{node.name}.new"):
             with suppress(FileNotFoundError):
                 shutil.rmtree(self.data / name)
