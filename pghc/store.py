@@ -205,9 +205,7 @@ class Reader:
         other._held = connection
         return other
 
-    def rows(
-        self, query: str, *parameters: Any, what: str = "query", timeout: float | None = None
-    ) -> list[TupleRow]:
+    def rows(self, query: str, *parameters: Any, what: str = "query", timeout: float | None = None) -> list[TupleRow]:
         """The rows of one read-only statement."""
         with self.connection(what, timeout=timeout) as connection:
             return connection.execute(query.encode(), parameters).fetchall()
@@ -451,6 +449,10 @@ class Store(Primary):
         """
         return self._progress.wait_for(position, timeout)
 
+    def heard(self, within: float) -> Cursor | None:
+        """The cursor as the server told it in the last ``within`` seconds, if it has told; nobody is asked."""
+        return self._progress.heard(within)
+
     def applier(self) -> Applier:
         """The right to apply the log in this region. Raises `Conflict` while another session has it."""
         return Applier(self)
@@ -536,6 +538,7 @@ class Progress:
         self._store = store
         self._node = store.node
         self._cursor: Cursor | None = None  # not known yet
+        self._heard = 0.0  # when it was read last
         self._moved = threading.Condition()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -547,9 +550,7 @@ class Progress:
 
     def wait_for(self, position: int, timeout: float) -> Cursor:
         with self._moved:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=f"listen {self._store.node}", daemon=True)
-                self._thread.start()
+            self._begin()
             deadline = time.monotonic() + timeout
             self._moved.wait_for(lambda: self._cursor, timeout)
             if self._cursor is None:
@@ -558,6 +559,16 @@ class Progress:
             self._moved.wait_for(lambda: self._cursor and self._cursor.place >= end, deadline - time.monotonic())
             reached: Cursor | None = self._cursor  # none any more when another primary is asked since
             return reached or Cursor()
+
+    def heard(self, within: float) -> Cursor | None:
+        with self._moved:
+            self._begin()
+            return self._cursor if time.monotonic() - self._heard <= within else None
+
+    def _begin(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=f"listen {self._store.node}", daemon=True)
+            self._thread.start()
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -572,14 +583,16 @@ class Progress:
             connection.execute(sql.SQL("listen {}").format(sql.Identifier(CHANNEL)))
             while not self._stop.is_set() and node == self._store.node:
                 # A notification says no more than that the cursor has moved: anybody may notify
+                asked = time.monotonic()
                 current = connection.execute(_CURSOR).fetchone()
-                self._set(node, Cursor(*current or ()))
+                self._set(node, Cursor(*current or ()), asked)
                 while not self._stop.is_set() and node == self._store.node:
                     if list(connection.notifies(timeout=0.5, stop_after=1)):
                         break
 
-    def _set(self, node: str, cursor: Cursor) -> None:
+    def _set(self, node: str, cursor: Cursor, asked: float) -> None:
         with self._moved:
+            self._heard = asked
             if node != self._node:  # another primary, which may have to catch up with what the one before had
                 self._node, self._cursor = node, None
             if self._cursor is None or cursor.place > self._cursor.place:

@@ -83,10 +83,11 @@ class Base:
         """The database node that accepts what is appended now: the region's primary."""
         return self.store.node
 
-    def join(self, view: View, chain: int, timeout: float) -> None:
+    def join(self, view: View, chain: int, timeout: float, known: str = "nothing was sent") -> None:
         """Raise `WrongKind` unless the chain that began at log position ``chain`` is ordered as this writer orders.
 
-        The first writer of a chain decides, by consensus. Raises `Unavailable` when it cannot be asked.
+        The first writer of a chain decides, by consensus. Raises `Unavailable` when it cannot be asked. ``known``: what
+        is known to have happened by then.
         """
         if chain == self._joined:
             return
@@ -94,7 +95,7 @@ class Base:
         if ordering != self.ordering:
             raise WrongKind(
                 f"{view.region}: this chain is ordered by {ordering!r}, and this writer orders by {self.ordering!r}, "
-                "nothing was sent",
+                f"{known}",
                 f"Begin a new chain, as `pghc run` does, or take a writer that orders by {ordering!r}",
                 node=view.primary(),
             )

@@ -10,7 +10,8 @@
 Nobody waits for rows of other regions: each region makes all rows itself, from the log, the same ones everywhere. This
 is state-machine replication (Lamport, 1978; Schneider, 1990): what is left is the time of one consensus.
 
-Batching needs no timer: an append is sent at once while there are few entries on their way; else it joins the next.
+Batching needs no timer: an append is sent at once while there are few on their way; else it waits until it has company,
+a part of all that have no answer yet. Without that rule entries are half as large, and ZooKeeper has twice the work.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from pghc.writers.log import fold
 from pghc.writers.sharing import FINAL, Sharing
 
 ENTRIES_SENT = 16  # entries on their way at once; more appends wait and share
+PARTS = 6  # an entry has one of so many parts, or more, of the appends that have no answer yet
 READ_AHEAD = 24  # entries applied in one transaction at most
 SEGMENT = 250  # entries a segment: at most 10 MB each in the memory of ZooKeeper's servers
 PATIENCE = 1.0  # seconds without progress after which another session takes over as applier
@@ -70,7 +72,7 @@ class Broadcast(Sharing):
     def _send(self) -> None:
         if not self._slots.acquire(timeout=0.5):
             return
-        batch = self.next_batch(0.5)
+        batch = self.next_batch(0.5, parts=PARTS)
         try:
             if batch:
                 self.step("queued")
@@ -136,6 +138,7 @@ class Broadcast(Sharing):
         new, rows, requests = fold(cursor, entries)
         if new == cursor:  # a new chain begins here: whoever began it moves the cursor
             return self.store.wait_for(cursor.position + 1, 1.0) if entries else cursor
+        self.follow(cursor.chain)
         try:
             applied = applier.apply(cursor, new, rows, requests)
         except Conflict:  # the unique index on request ids found what the log holds twice

@@ -131,6 +131,7 @@ class Causal(Sharing):
         settled = cursor.position + 1 - first
         if settled < 0:
             return {}
+        self.follow(cursor.chain)
         new, rows, requests = fold(cursor, entries[settled:], known)
         if new != cursor and not self.store.apply(cursor, new, rows, requests):
             return {}

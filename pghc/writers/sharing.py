@@ -20,6 +20,9 @@ from pghc.writers import Base, Step, no_step
 IN_FLIGHT = 20_000  # appends without an answer; beyond it, append blocks
 BATCH = 1000  # appends an entry: its node is about 40 kB
 
+#: Seconds for which a region's cursor is as good as asked for.
+RECENTLY = 1.0
+
 #: What no later attempt will change.
 FINAL = (WrongKind, ClusterError)
 
@@ -135,11 +138,14 @@ class Sharing(Base):
 
     # The threads' side
 
-    def next_batch(self, timeout: float, most: int = BATCH) -> list[str]:
-        """Requests that somebody waits for, up to ``most``; empty after ``timeout`` seconds without any."""
+    def next_batch(self, timeout: float, most: int = BATCH, parts: int = IN_FLIGHT) -> list[str]:
+        """Requests that somebody waits for, up to ``most``; empty after ``timeout`` seconds without any.
+
+        At least one of ``parts`` of all that have no answer here: those that are on their way will have one soon.
+        """
         batch: list[str] = []
         with self._lock:
-            self._arrived.wait_for(lambda: self._queue or self._stop.is_set(), timeout)
+            self._arrived.wait_for(lambda: self._stop.is_set() or self._is_batch(most, parts), timeout)
             while self._queue and len(batch) < most:
                 request = self._queue.popleft()
                 if request in self._calls:  # else given up meanwhile, or answered
@@ -147,6 +153,9 @@ class Sharing(Base):
             if self._queue:
                 self._arrived.notify()
         return batch
+
+    def _is_batch(self, most: int, parts: int) -> bool:
+        return len(self._queue) >= max(1, min(most, len(self._calls) // parts))
 
     def mark_sent(self, requests: Iterable[str]) -> list[str]:
         """From now on these may be in the log: those that are still wanted. Whoever gave up was told that it is not."""
@@ -181,6 +190,7 @@ class Sharing(Base):
                     if len(call.rows) == len(set(call.requests)):
                         done.append(call)
             self._room.notify_all()
+            self._arrived.notify()  # what is left may be enough for a batch
         for call in done:
             call.resolve()
 
@@ -204,7 +214,12 @@ class Sharing(Base):
         """Raise what forbids to append now, before anything is sent."""
         if trouble := next((each for each in list(self._troubles.values()) if isinstance(each, FINAL)), None):
             raise trouble
-        self.join(self.view, self.store.cursor(timeout).chain, timeout)
+        cursor = self.store.heard(RECENTLY) or self.store.cursor(timeout)
+        self.join(self.view, cursor.chain, timeout)
+
+    def follow(self, chain: int) -> None:
+        """Raise `WrongKind` unless what is in the log belongs into this chain: who sent it may not have known of it."""
+        self.join(self.view, chain, RECENTLY, "nothing of the log is inserted")
 
     @property
     def trouble(self) -> PghcError | None:

@@ -97,6 +97,25 @@ def test_of_two_kinds_of_writer_that_are_first_at_once_one_is(views: dict[str, V
         assert len(accepted) == 1, answers
 
 
+@pytest.mark.parametrize("writer", LOG)
+@pytest.mark.parametrize("other", ["naive", "numbered"])
+def test_what_comes_into_the_log_of_a_chain_of_another_kind_becomes_no_row(
+    views: dict[str, View], stack: ExitStack, monkeypatch: pytest.MonkeyPatch, writer: str, other: str
+) -> None:
+    us, eu = list(views.values())[:2]
+    late = stack.enter_context(open_writer(writer, eu))
+    late.append(new_id())
+    chains.begin_chain(list(views.values()))
+    with Store(us) as store, Sequencer(us) as sequencer:
+        sequencer.ordering(store.cursor().chain, other)
+    with monkeypatch.context() as stopped:  # between its look at the chain before and its entry in the log
+        stopped.setattr(late, "admit", lambda _: None)
+        assert isinstance(outcome(late, 2.0), Indefinite)
+    assert isinstance(outcome(late, 5.0), WrongKind)
+    rows = [stack.enter_context(open_writer(other, us)).append(new_id())]
+    assert the_chain(views) == rows
+
+
 def outcome(writer: object, timeout: float = 5.0) -> object:
     try:
         return writer.append(new_id(), timeout)  # type: ignore[attr-defined]

@@ -175,6 +175,9 @@ class World:
 
         return self.call("apply", timeout, effect)
 
+    def heard(self, within: float) -> None:
+        """Nothing: so the cursor is asked for, and that can go wrong."""
+
     def wait_for(self, position: int, timeout: float) -> Cursor:
         if self.at.position < position and self.delays is None:
             time.sleep(min(max(timeout, 0), 0.01))
