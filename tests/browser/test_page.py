@@ -184,7 +184,18 @@ def test_every_button_says_how_to_do_the_same_elsewhere(page: Page) -> None:
     assert 'lab.faults.kill("eu-west-primary")' in said
 
 
-@pytest.mark.parametrize("width", [900, 2560])
+def test_what_a_mark_on_the_map_means_is_said_by_its_tooltip(page: Page) -> None:
+    expect(page.locator('[data-server="eu-west-primary"]')).to_have_attribute(
+        "title", re.compile(r"^eu-west-primary: running, primary, has every entry up to \d+$")
+    )
+    one, other = page.locator(".link").all()[:2]
+    for link in (one, other):
+        expect(link).to_have_attribute(
+            "title", re.compile(r"to [a-z-]+: open, \d+ ms one way, \d+ writes on their way")
+        )
+
+
+@pytest.mark.parametrize("width", [420, 900, 2560])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_hangs_over_the_edge(chromium: Browser, address: Address, width: int, scheme: str) -> None:
     with looking(chromium, address, width, color_scheme=scheme) as page:

@@ -389,7 +389,8 @@ class View {
   // Drawing
 
   #layout() {
-    const width = this.map.clientWidth, height = Math.round(clamp(width * 0.385, 330, 720));
+    const width = this.map.clientWidth, narrow = width < 560, below = narrow ? 180 : 128; // there a card's servers need more lines
+    const height = Math.round(clamp(width * 0.385, narrow ? 460 : 330, 720));
     if (!width) return;
     this.map.style.height = `${height}px`;
     const scale = devicePixelRatio || 1;
@@ -399,7 +400,7 @@ class View {
     const at = this.seen.regions, spread = (key) => [Math.min(...at.map((r) => r[key])), Math.max(...at.map((r) => r[key]))];
     const [west, east] = spread("longitude"), [south, north] = spread("latitude"), card = Math.min(clamp(width / 4.4, 232, 320), width / 3.3);
     const x = (lon) => card / 2 + 20 + ((lon - west) / (east - west || 1)) * (width - card - 40);
-    const y = (lat) => 122 + ((north - lat) / (north - south || 1)) * (height - 122 - 128);
+    const y = (lat) => 122 + ((north - lat) / (north - south || 1)) * (height - 122 - below);
     this.places = Object.fromEntries(at.map((r) => [r.name, [x(r.longitude), y(r.latitude)]]));
     const highest = at.reduce((one, other) => (other.latitude > one.latitude ? other : one)).name; // its links leave downwards
     const coast = this.hello.coasts.map((line) => "M" + line.reduce((text, value, i) => text + (i % 2 ? `${y(value).toFixed(1)} ` : `${x(value).toFixed(1)},`), "") + "Z").join("");
@@ -536,6 +537,8 @@ class View {
       const says = up.s !== "running" ? "" : role === "zookeeper" ? up.d : number(mark.w);
       this.#text(chip, `${sign}${name} ${says}`);
       chip.className = `server ${role} ${up.s} ${up.d === "leader" ? "leader" : ""} ${this.chosen?.server === server ? "chosen" : ""}`;
+      const is = role === "zookeeper" ? `${up.s}, ${up.d}` : `${up.s}, ${role}, has every entry up to ${mark.w}`;
+      if (chip.title !== `${server}: ${is}`) chip.title = `${server}: ${is}`;
       chip.setAttribute("aria-label", `${server}: ${up.s}${role === "zookeeper" ? `, ${up.d}` : `, has every entry up to ${mark.w}`}`);
     }
     for (const [region, card] of Object.entries(this.cards)) card.style.setProperty("--own", this.colour(region));
@@ -558,6 +561,8 @@ class View {
       const measured = trip && Math.abs(trip.ms - sum) < 40 ? `${Math.round(trip.ms)} ms` : ways[0].ms === null ? "" : `≈ ${sum} ms`;
       this.#text(this.labels[i], (shut.length === 2 ? "✂ cut" : shut.length ? `✂ ${arrow(shut[0])} cut` : measured) + (held ? `   ${held}` : ""));
       this.labels[i].className = `link ${shut.length ? "cut" : ""} ${this.chosen?.link?.join() === `${a},${b}` ? "chosen" : ""}`;
+      const said = `${measured.startsWith("≈") ? `${measured}: as set, there and back; not measured yet. ` : ""}${ways.map((way) => `to ${way.to}: ${way.s}, ${way.ms} ms one way, ${way.held} writes on their way (${arrow(way)})`).join("; ")}`;
+      if (this.labels[i].title !== said) this.labels[i].title = said;
       this.labels[i].setAttribute("aria-label", `Link ${a} and ${b}: ${ways.map((way) => `to ${way.to} ${way.s}, ${way.ms} ms one way, ${way.held} writes on their way`).join("; ")}`);
     });
   }
@@ -601,7 +606,7 @@ class View {
     const names = this.regions.map((region, j) => `<text class="lane" x="0" y="${28 + j * row}" color="${this.colour(region)}">${region}</text>`);
     const text = `<svg width="${width}" height="${this.regions.length * row + 6}">${names.join("")}${boxes.join("")}${columns.length ? "" : `<text class="lane" x="${left}" y="28">no entry yet</text>`}</svg>`;
     if (text !== this.laned) { this.laned = text; this.lanes.innerHTML = text; }
-    this.#text(this.legend, `● a server says so, with its time   ○ on its way: interpolated between two such times   colour: the region in the row${each > 1 ? `   one of about ${each} writes is drawn` : ""}`);
+    this.#text(this.legend, `● a server says so, with its time   ○ on its way: interpolated between two such times   colour: the region in the row${each > 1 ? `   one of about ${each} writes is drawn` : ""}   a row may arrive before its turn; readers are shown it when all before it are there`);
   }
 
   #drawCurves() {
