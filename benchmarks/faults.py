@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import signal
 import sys
 import tempfile
 import time
@@ -123,6 +124,7 @@ def main() -> int:
     for seed in range(int(first), int(last or first) + 1):
         for writer in arguments.writers.split(","):
             tasks.put((writer, seed, arguments.seconds))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: after the runs that go on, tidily
     asked, began = tasks.qsize(), time.monotonic()
     outcomes: list[Outcome] = []
     jobs = [Job(tasks, outcomes) for _ in range(arguments.jobs)]
