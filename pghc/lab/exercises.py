@@ -284,7 +284,7 @@ def lesson11(safe_to_truncate: Callable[[Reports, dict[str, int]], int]) -> str:
     cases: list[tuple[Reports, dict[str, int], int, str]] = [
         ([("us", 0, 9, [9, 9]), ("eu", 0, 9, [9, 9])], two, 9, "everybody has all up to 9"),
         ([("us", 0, 9, [9, 9]), ("eu", 0, 5, [5, 5])], two, 5, "eu still needs what is above 5"),
-        ([("us", 0, 9, [4, 3]), ("eu", 0, 9, [9, 9])], two, 4,
+        ([("us", 0, 9, [4, 4]), ("eu", 0, 9, [9, 9])], two, 4,
          "if us loses its primary, its best replica has 4 and completes the rest from the log"),
         ([("us", 0, 9, [9, 2]), ("eu", 0, 9, [9, 9])], two, 9,
          "one replica besides the primary suffices: the farthest is promoted, and a slow one must not hold the log up"),
