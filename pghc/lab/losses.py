@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from typing import Any, Self
+from typing import Any
 
 import pandas as pd
 import psycopg
@@ -58,15 +58,10 @@ class OpenTransaction:
     """A client of one server by mere SQL, which has executed ``statement`` and not committed it yet."""
 
     def __init__(self, view: View, node: str, statement: str) -> None:
-        arguments = complete(view.conninfo(node))
-        self._connection: psycopg.Connection[Any] = psycopg.connect(**arguments)
+        self._connection: psycopg.Connection[Any] = psycopg.connect(**complete(view.conninfo(node)))
         self._thread = threading.Thread(target=self._end, name=f"commit at {node}", daemon=True)
         self._outcome = "no answer"
-        try:
-            self._connection.execute(statement.encode())
-        except BaseException:
-            self.close()
-            raise
+        self._connection.execute(statement.encode())
 
     def commit(self) -> None:
         """Send the order to commit, and do not wait: the server may be paused."""
@@ -78,20 +73,13 @@ class OpenTransaction:
             self._outcome = "committed"
         except psycopg.Error as error:
             self._outcome = " ".join(str(error).split())
+        finally:
+            self._connection.close()
 
     def outcome(self) -> str:
         """What the server has answered to the order to commit."""
         self._thread.join(ANSWERED)
         return self._outcome
-
-    def close(self) -> None:
-        self._connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def positions(backend: Backend) -> pd.DataFrame:
