@@ -297,7 +297,11 @@ def comeback(
                 arrow = {"arrowstyle": "-|>", "color": ink, "linewidth": 1, "shrinkA": 0, "shrinkB": 0, "alpha": 0.6}
                 axes.annotate("", (at(when), lanes[other]), (at(sent), here), arrowprops=arrow)
         axes.plot(at(sent), here, MARKERS[number], color=ink, markersize=6, zorder=4)
-        _tag(axes, message.label, at(sent), here, ink, below=True)
+    for group in _near(written, region, 0.04 * (last - first)):
+        labels = [message.label for message in group]
+        name = labels[0] if len(labels) == 1 else f"{labels[0]} to {labels[-1]}"
+        ink = COLOURS[number] if {*labels} <= {*returned} else RED
+        _tag(axes, name, at(group[0].seen[region]), here, ink, below=True)
     axes.plot(0, here, "X", color=RED, markersize=11, zorder=5)
     _tag(axes, "primary and disk lost", 0, here, RED, below=True)
     axes.plot(at(succeeded), here, MARKERS[number], color="white", markeredgecolor=INK, markersize=9, zorder=5)
@@ -322,6 +326,17 @@ def comeback(
         for message in written[:8]
     )
     return plot.state(heading, f"Space-time diagram of a primary lost in {region}: {words}")
+
+
+def _near(messages: Sequence[Message], region: str, distance: float) -> list[list[Message]]:
+    """Groups of messages whose labels would overlap: each written less than ``distance`` after the one before."""
+    groups: list[list[Message]] = []
+    for message in messages:
+        if groups and message.seen[region] - groups[-1][-1].seen[region] < distance:
+            groups[-1].append(message)
+        else:
+            groups.append([message])
+    return groups
 
 
 def _order_heading(messages: Sequence[Message], upside: Sequence[tuple[str, str, str, float]]) -> str:

@@ -87,6 +87,11 @@ def test_in_the_figure_of_a_lost_primary_only_what_is_lost_is_red() -> None:
     assert red({"1": 2500.0}) == {"primary and disk lost", "2"}
 
 
+def test_labels_of_entries_that_were_written_at_about_the_same_time_are_one_label() -> None:
+    axes = plots.comeback(REGIONS, "eu-west", LOST, {"1": 9000.0, "2": 9000.0}, 5000, 6000).axes[0]
+    assert "1 to 2" in {text.get_text() for text in axes.texts}
+
+
 def test_ancestry_follows_the_hashes() -> None:
     one, two, three = extend(None, [US, EU, AP])
     graph = plots.ancestry([three, one, two])
