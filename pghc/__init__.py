@@ -19,11 +19,12 @@ _NAMES = {
     "pghc.lab.lessons": [
         *("SequencedWriter", "judge", "judge_pages", "predict", "show_source", "skip_what_waits", "time_steps")
     ],
+    "pghc.lab.losses": ["OpenTransaction", "replicas_away"],
     "pghc.lab.plots": [
         *("FIBRE_KM_PER_MS", "causes", "floor_ms", "happens_before", "inversions", "kilometres", "spacetime")
     ],
     "pghc.lab.timeline": ["Lag"],
-    "pghc.sequencer": ["Entry"],
+    "pghc.sequencer": ["Entry", "Sequencer"],
     "pghc.store": ["Reader"],
     "pghc.verify.hashchain": ["verify_chain"],
     "pghc.workload.latency": ["take_numbers"],

@@ -272,3 +272,33 @@ def lesson10(backend: Backend, make: type[Takes]) -> str:
             raise Wrong(f"Judged {peace}: {bad} appends were not acknowledged, {counts['ok']} were. A number that was "
                         "taken and not used leaves a hole for which all others wait.")  # fmt: skip
     return "Every number once and none left out, also when replies are lost: this is what ZooKeeper's log gives us."
+
+
+Reports = list[tuple[str, int, int, list[int]]]
+
+
+@checker
+def lesson11(safe_to_truncate: Callable[[Reports, dict[str, int]], int]) -> str:
+    """`safe_to_truncate` gives the log position up to which no promotion, in whatever region, can need the log."""
+    two = {"us": 0, "eu": 0}
+    cases: list[tuple[Reports, dict[str, int], int, str]] = [
+        ([("us", 0, 9, [9, 9]), ("eu", 0, 9, [9, 9])], two, 9, "everybody has all up to 9"),
+        ([("us", 0, 9, [9, 9]), ("eu", 0, 5, [5, 5])], two, 5, "eu still needs what is above 5"),
+        ([("us", 0, 9, [4, 4]), ("eu", 0, 9, [9, 9])], two, 4,
+         "if us loses its primary, its best replica has 4 and completes the rest from the log"),
+        ([("us", 0, 9, [9, 2]), ("eu", 0, 9, [9, 9])], two, 9,
+         "one replica besides the primary suffices: the farthest is promoted, and a slow one must not hold the log up"),
+        ([("us", 0, 6, [9, 9]), ("eu", 0, 9, [9, 9])], two, 6,
+         "the primary was asked before its replicas: that it has more by now nobody has said"),
+        ([("us", 0, 9, [9, 9])], two, 0, "eu has reported nothing, so it may need all of the log"),
+        ([("us", 0, 3, [3, 3]), ("eu", 0, 9, [9, 9]), ("us", 0, 8, [8, 8])], two, 8, "the later report of us counts"),
+        ([("us", 0, 4, [4, 4]), ("us", 1, 6, [6, 5]), ("us", 0, 9, [9, 9]), ("eu", 0, 9, [9, 9])],
+         {"us": 1, "eu": 0}, 6,
+         "the report of 9 is of epoch 0, whose primary is deposed: what is on its disk, nobody reads any more"),
+        ([("us", 0, 9, [9, 9]), ("eu", 0, 9, [9, 9])], {"us": 1, "eu": 0}, 0,
+         "us has a new primary, which has reported nothing yet"),
+    ]  # fmt: skip
+    for reports, terms, expected, because in cases:
+        found = safe_to_truncate([(*report[:3], [*report[3]]) for report in reports], dict(terms))
+        expect(found, expected, f"the reports {reports} and the epochs {terms}", because)
+    return "No promoted replica misses anything, no slow replica holds the log up, and no deposed primary is believed."

@@ -53,6 +53,16 @@ class Figures:
         labels, heading = self._offending(anomaly, messages)
         return plots.spacetime(self._topology.names, messages, labels, heading)
 
+    def comeback(self, region: str, written: Sequence[Message], lost: float) -> Plot:
+        """When what ``region`` had ``written`` on a primary that is lost came back to its successor.
+
+        ``written``: what `Lab.writes` told before the loss. ``lost``: when it was, as ``time.time()`` says.
+        """
+        now = timeline.writes(list(self._views.values()), *_span(written))
+        returned = {message.label: message.seen[region] for message in now if region in message.seen}
+        succeeded = timeline.term_began(self._backend.view(region))
+        return plots.comeback(self._topology.names, region, written, returned, 1000 * lost, succeeded)
+
     def forks(self, run: Run, first: int | None = None, entries: int = 8) -> Plot:
         """The entries of all regions by what each was made after, around the first anomaly."""
         rows = [row for chain in final_chains(run).values() for row in chain]
@@ -100,6 +110,12 @@ class Figures:
         if anomaly.kind == "fork" and len(names) >= 2:
             return names, f"{len(names)} entries claim place {anomaly.zk_id}: none of their writers saw another"
         return names, ""
+
+
+def _span(messages: Sequence[Message]) -> tuple[int, int]:
+    """The least and the greatest number of these entries."""
+    numbers = [int(message.label.split()[0]) for message in messages]
+    return min(numbers), max(numbers)
 
 
 def final_chains(run: Run) -> dict[str, list[Row]]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,14 @@ from IPython.display import Pretty, display
 from kazoo.client import KazooClient
 
 from pghc.chain import Row
-from pghc.cluster import Backend, CanPartition, default_directory, open_backend
+from pghc.cluster import Backend, CanPartition, CanReplace, default_directory, open_backend
 from pghc.cluster.local.embedded import Embedded
 from pghc.cluster.mesh import wait_for_mesh
-from pghc.errors import NotRunning, PghcError
+from pghc.errors import BadInput, NotRunning, PghcError
 from pghc.faults.injection import Faults
+from pghc.lab import losses, timeline
 from pghc.lab.figures import Figures
+from pghc.lab.plots import Message
 from pghc.live import show
 from pghc.live.widget import Watch
 from pghc.store import Primary, Reader
@@ -42,7 +45,7 @@ from pghc.workload import chains, runs
 from pghc.workload.latency import round_trips
 from pghc.workload.lease import Lease
 from pghc.workload.runs import Run
-from pghc.writers import open_writer, writer_class
+from pghc.writers import Writer, open_writer, writer_class
 from pghc.zookeeper import connect
 
 
@@ -165,11 +168,40 @@ class Lab:
         finally:
             client.end()
 
+    # Losing servers
+
+    @property
+    def replacing(self) -> CanReplace:
+        """What loses servers for good and replaces them. Raises `BadInput` where the backend cannot."""
+        if not isinstance(self.backend, CanReplace):
+            raise BadInput(f"the backend {self.backend.name} cannot lose and replace servers", "The embedded one can.")
+        return self.backend
+
+    def restore(self) -> None:
+        """Replace what is lost, and let each region have the primary again that it began with. Idempotent.
+
+        Raises `ClusterError`, `Unavailable`.
+        """
+        for region in self.topology.regions:
+            self.replacing.rebuild(region.name)
+            if self.view(region.name).primary() != region.primary:
+                self.replacing.promote(region.name, region.primary)
+                self.replacing.rebuild(region.name)
+
+    def positions(self) -> pd.DataFrame:
+        """How far each region has settled the log, and up to where it has said that it needs it no more."""
+        return losses.positions(self.backend)
+
+    def writes(self, first: int = 1) -> list[Message]:
+        """What the servers know of the entries from number ``first`` on: when they were logged, written and seen."""
+        return timeline.writes([self.view(name) for name in self.regions], first)
+
     # Writing
 
     def begin_chain(self) -> None:
         """Begin an empty chain in all regions; replication that is stuck on the old one goes on, links are healed.
 
+        Servers that are lost are replaced before, and each region's first primary takes its place again.
         Returns when rows travel again: what is broken or slowed down next does not hit connections that are being made.
         Raises `InUse` while a run uses the chain.
         """
@@ -177,6 +209,9 @@ class Lab:
         with Lease(views[0], "a chain that is begun in a notebook", fresh=True):
             if isinstance(self.backend, CanPartition):  # a kernel that was killed amid a fault leaves it behind
                 self.backend.heal_links()
+            if isinstance(self.backend, CanReplace):  # or amid a loss
+                self.restore()
+            views = [self.view(name) for name in self.regions]
             chains.begin_chain(views)
             wait_for_mesh(views)
 
@@ -192,6 +227,19 @@ class Lab:
         view, ordering = self.view(region), writer_class(writer).ordering
         with Lease(view, "an append in a notebook", ordering, fresh=False), open_writer(writer, view) as chosen:
             return chosen.append(request_id or str(uuid4()))
+
+    def appends(self, region: str, *writers: str) -> list[Row]:
+        """Append one entry by each of these writers in turn, as a client of ``region``; returns when all regions agree.
+
+        They run in all regions meanwhile. Raises what `append` does.
+        """
+        views = [self.view(name) for name in self.regions]
+        names, orderings = sorted({*writers}), sorted({writer_class(name).ordering for name in writers})
+        lease = Lease(self.view(region), "appends in a notebook", "+".join(orderings), fresh=False)
+        with lease, _opened(names, views) as opened:
+            rows = [opened[name, region].append(str(uuid4())) for name in writers]
+            self.settle()
+        return rows
 
     def run(self, writer: str, *, clients: int = 2, seconds: float = 3.0, **options: Any) -> Run:
         """Let clients in every region append at once; see `pghc.workload.runs.run` for ``options``."""
@@ -238,6 +286,26 @@ class Lab:
 
     def __repr__(self) -> str:
         return f"<Lab: {self.backend.name} cluster of {', '.join(self.regions)}>"
+
+
+@contextmanager
+def _opened(names: list[str], views: list[View]) -> Iterator[dict[tuple[str, str], Writer]]:
+    """Writers of these names in each region; opened and closed at once, for each waits for what is far away."""
+    pairs = [(name, view) for name in names for view in views]
+    opened: dict[tuple[str, str], Writer] = {}
+
+    def open_one(name: str, view: View) -> None:
+        opened[name, view.region] = open_writer(name, view)
+
+    with ThreadPoolExecutor(max(len(pairs), 1)) as pool:
+        opening = [pool.submit(open_one, *pair) for pair in pairs]
+        try:
+            for each in opening:
+                each.result()
+            yield opened
+        finally:
+            wait(opening)  # when one has failed, others may be on their way
+            list(pool.map(lambda writer: writer.close(), opened.values()))
 
 
 @contextmanager

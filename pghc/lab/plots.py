@@ -258,6 +258,87 @@ def spacetime(
     return plot.state(heading, f"Space-time diagram of {len(messages)} writes: {words}")
 
 
+def comeback(
+    regions: Sequence[str], region: str, written: Sequence[Message], returned: Mapping[str, float],
+    lost: float, succeeded: float, heading: str = "",
+) -> Plot:  # fmt: skip
+    """Space-time diagram of a lost primary: what ``region`` had ``written`` on it, and when its successor had that.
+
+    ``returned``: by label; what is missing never came back. ``lost``: when the primary was; ``succeeded``: when the
+    term of its successor began. All times are milliseconds of one clock.
+    """
+    lanes = {"ZooKeeper's log": 1.0} | {name: -float(row) for row, name in enumerate(regions)}
+    number, here = list(regions).index(region), lanes[region]
+    first = min([lost, *(t for m in written for t in (*m.seen.values(), m.logged or math.inf))])
+    last = max([succeeded, *returned.values()])
+
+    def at(when: float) -> float:
+        return (when - lost) / 1000
+
+    left, right = at(first - 0.05 * (last - first)), at(last + 0.15 * (last - first))
+    plot = Plot(9, 1.4 + 0.85 * len(lanes))
+    axes = plot.subplots()
+    for name, y in lanes.items():
+        if name != region:
+            axes.axhline(y, color=GREY, linewidth=1, linestyle=":" if y > 0 else "-", zorder=1)
+    for begin, until in ((left, 0.0), (at(succeeded), right)):
+        axes.plot([begin, until], [here, here], color=GREY, linewidth=4, solid_capstyle="butt", zorder=1)
+    for message in written:
+        sent, back = message.seen[region], returned.get(message.label, math.inf)
+        ink = RED if math.isinf(back) else COLOURS[number]
+        if message.logged is not None:
+            axes.plot([at(message.logged), at(sent)], [1.0, here], color=ink, linewidth=0.8, linestyle=":")
+            axes.plot(at(message.logged), 1.0, "D", color=ink, markersize=4)
+            if lost < back < math.inf:
+                arrow = {"arrowstyle": "-|>", "color": INK, "linewidth": 1.2, "shrinkA": 3, "shrinkB": 0}
+                axes.annotate("", (at(back), here), (at(message.logged), 1.0), arrowprops=arrow)
+        for other, when in message.seen.items():
+            if other != region and when < lost:
+                arrow = {"arrowstyle": "-|>", "color": ink, "linewidth": 1, "shrinkA": 0, "shrinkB": 0, "alpha": 0.6}
+                axes.annotate("", (at(when), lanes[other]), (at(sent), here), arrowprops=arrow)
+        axes.plot(at(sent), here, MARKERS[number], color=ink, markersize=6, zorder=4)
+    for group in _near(written, region, 0.04 * (last - first)):
+        labels = [message.label for message in group]
+        name = labels[0] if len(labels) == 1 else f"{labels[0]} to {labels[-1]}"
+        ink = COLOURS[number] if {*labels} <= {*returned} else RED
+        _tag(axes, name, at(group[0].seen[region]), here, ink, below=True)
+    axes.plot(0, here, "X", color=RED, markersize=11, zorder=5)
+    _tag(axes, "primary and disk lost", 0, here, RED, below=True)
+    axes.plot(at(succeeded), here, MARKERS[number], color="white", markeredgecolor=INK, markersize=9, zorder=5)
+    axes.annotate("a replica's term", (at(succeeded), here), xytext=(2, -20), textcoords="offset points", fontsize=8,
+                  va="top", color=INK, path_effects=HALO)  # fmt: skip
+    axes.set_yticks(list(lanes.values()), list(lanes))
+    axes.set_ylim(-len(regions) + 0.35, 1.6)
+    axes.set_xlim(left, right)
+    axes.set_xlabel("seconds after the loss")
+    _bare(axes)
+    late = [when for when in returned.values() if when > lost]
+    missing = [message.label for message in written if message.label not in returned]
+    if not heading and missing:
+        heading = f"{region} lost for good, with its primary's disk: {', '.join(missing)}"
+    elif not heading and late:
+        heading = f"{region} lost {len(late)} entries with a disk; the log gave them back {at(max(late)):.1f} s later"
+    elif not heading:
+        heading = f"A replica of {region} had all that its primary lost"
+    words = "; ".join(
+        f"{message.label} written {-at(message.seen[region]):.1f} s before the loss, "
+        + (f"back {at(returned[message.label]):.1f} s after it" if message.label in returned else "never back")
+        for message in written[:8]
+    )
+    return plot.state(heading, f"Space-time diagram of a primary lost in {region}: {words}")
+
+
+def _near(messages: Sequence[Message], region: str, distance: float) -> list[list[Message]]:
+    """Groups of messages whose labels would overlap: each written less than ``distance`` after the one before."""
+    groups: list[list[Message]] = []
+    for message in messages:
+        if groups and message.seen[region] - groups[-1][-1].seen[region] < distance:
+            groups[-1].append(message)
+        else:
+            groups.append([message])
+    return groups
+
+
 def _order_heading(messages: Sequence[Message], upside: Sequence[tuple[str, str, str, float]]) -> str:
     if not messages:
         return "Nothing was written"

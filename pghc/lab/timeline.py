@@ -13,12 +13,14 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
+from pghc import terms
 from pghc.chain import Row
 from pghc.errors import PghcError
 from pghc.lab.plots import Message
 from pghc.sequencer import Sequencer
 from pghc.store import Primary, Reader
 from pghc.topology import View
+from pghc.zookeeper import connect
 
 # A row that came by replication carries the commit time of where it was written: often, not always, the node it names
 _WRITES = """
@@ -53,6 +55,16 @@ def writes(views: Sequence[View], first: int = 1, last: int = 1 << 62) -> list[M
         label = str(row.zk_id) if numbers.count(row.zk_id) == 1 else f"{row.zk_id} {origin}"
         messages.append(Message(label, origin, seen[request], logged.get(positions[request])))
     return messages
+
+
+def term_began(view: View) -> float:
+    """When the region's present term began, in milliseconds since 1970 by the clock of ZooKeeper's leader."""
+    client = connect(view)
+    try:
+        _, stat = client.get_async(terms.path(view.region)).get(timeout=5)
+    finally:
+        client.end()
+    return float(stat.mtime)
 
 
 class Lag:

@@ -18,6 +18,7 @@ from pghc.cluster.local.embedded import Embedded
 from pghc.cluster.mesh import wait_for_mesh
 from pghc.errors import BadInput, ClusterError, PghcError
 from pghc.faults.injection import Faults
+from pghc.lab.lab import Lab
 from pghc.store import Primary, Reader, Store
 from pghc.terms import Term
 from pghc.writers import Writer, new_request_id, open_writer
@@ -323,3 +324,17 @@ def test_what_a_block_loses_is_back_afterwards(lossy: Embedded) -> None:
         with Faults(lossy).lose(node):
             assert not {each.name: each.accessible for each in lossy.status().nodes}[node]
     assert lossy.status().healthy
+
+
+def test_a_lesson_begins_with_every_server_in_its_first_role_whatever_was_lost_before(lossy: Embedded) -> None:
+    region, other = lossy.topology.names[:2]
+    lossy.promote(region)
+    lossy.lose(lossy.view(other).primary())
+    lab = Lab(lossy)
+    lab.begin_chain()
+    assert lossy.status().healthy
+    assert [lossy.view(each.name).primary() for each in lossy.topology.regions] == [
+        each.primary for each in lossy.topology.regions
+    ]
+    rows = lab.appends(region, *EXACT)
+    check_nothing_lost(lossy, rows)

@@ -11,6 +11,7 @@ from pghc.cluster import Status
 from pghc.cluster.wan import LinkState, LinkStatus
 from pghc.errors import BadInput
 from pghc.faults.injection import Faults
+from pghc.lab.lab import Lab
 from pghc.topology import Topology, View, load
 
 
@@ -128,12 +129,18 @@ def test_a_server_is_healed_also_after_an_error(backend: Remembering, fault: str
     [
         (lambda f: f.kill("us-east-primary"), "cannot kill servers"),
         (lambda f: f.pause("us-east-primary"), "cannot pause servers"),
+        (lambda f: f.lose("us-east-primary"), "cannot lose servers"),
         (lambda f: f.cut("us-east", "eu-west"), "cannot change links"),
     ],
 )
 def test_a_backend_that_lacks_an_ability_says_so(fault: Any, missing: str) -> None:
     with pytest.raises(BadInput, match=missing), fault(Faults(Idle())):
         pass
+
+
+def test_a_lesson_that_loses_servers_says_first_of_all_where_that_is_not_possible() -> None:
+    with pytest.raises(BadInput, match="the backend idle cannot lose and replace servers"):
+        _ = Lab(Idle()).replacing
 
 
 @pytest.mark.parametrize(

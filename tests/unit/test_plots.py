@@ -62,6 +62,36 @@ def test_log_times_add_a_lane_for_the_log() -> None:
     assert labels[0] == "ZooKeeper's log"
 
 
+LOST = [
+    Message(str(n), "eu-west", {"eu-west": 100 * n, "us-east": 100 * n + 40, "ap-south": 100 * n + 65}, 100 * n - 80)
+    for n in (1, 2)
+]
+
+
+def test_what_a_lost_primary_had_came_back_from_the_log_or_is_named() -> None:
+    back = plots.comeback(REGIONS, "eu-west", LOST, {"1": 2500.0, "2": 2500.0}, 1000, 2000)
+    assert back.heading == "eu-west lost 2 entries with a disk; the log gave them back 1.5 s later"
+    gone = plots.comeback(REGIONS, "eu-west", LOST, {"1": 2500.0}, 1000, 2000)
+    assert gone.heading == "eu-west lost for good, with its primary's disk: 2"
+    assert "2 written 0.8 s before the loss, never back" in gone.alt
+    kept = plots.comeback(REGIONS, "eu-west", LOST, {"1": 100.0, "2": 200.0}, 1000, 2000)
+    assert kept.heading == "A replica of eu-west had all that its primary lost"
+
+
+def test_in_the_figure_of_a_lost_primary_only_what_is_lost_is_red() -> None:
+    def red(returned: dict[str, float]) -> set[str]:
+        axes = plots.comeback(REGIONS, "eu-west", LOST, returned, 1000, 2000).axes[0]
+        return {text.get_text() for text in axes.texts if text.get_color() == colours.RED and text.get_text()}
+
+    assert red({"1": 2500.0, "2": 2500.0}) == {"primary and disk lost"}
+    assert red({"1": 2500.0}) == {"primary and disk lost", "2"}
+
+
+def test_labels_of_entries_that_were_written_at_about_the_same_time_are_one_label() -> None:
+    axes = plots.comeback(REGIONS, "eu-west", LOST, {"1": 9000.0, "2": 9000.0}, 5000, 6000).axes[0]
+    assert "1 to 2" in {text.get_text() for text in axes.texts}
+
+
 def test_ancestry_follows_the_hashes() -> None:
     one, two, three = extend(None, [US, EU, AP])
     graph = plots.ancestry([three, one, two])
