@@ -5,7 +5,7 @@
     /pghc/regions/us-east/primary       {"node": "us-east-replica-1"}       its version is the epoch of the term
 
 A term lasts until another begins; there is never a term without a primary, and never two terms of one epoch. Who was
-deposed need not know it: the epoch is the fencing token (Gray and Cheriton, 1989; Kleppmann, 2016) that ZooKeeper
+deposed need not know it: the epoch is the fencing token (a sequencer in Burrows, 2006; Kleppmann, 2016) that ZooKeeper
 checks where somebody who acts in a term's name would destroy something, see `Sequencer.report`.
 """
 
