@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 
 import psycopg
@@ -20,46 +20,71 @@ def reset(views: Sequence[View], position: int, *, timeout: float = 20.0) -> Non
     """Begin a fresh chain in all regions, after log position ``position``; ends a stuck mesh, too.
 
     ``views``: the view of each region. What the mesh still carries of the old chain is skipped, not applied. All
-    primaries must be reachable. Raises `ClusterError`. Idempotent: after an interruption it is run again, by `up` if by
-    nobody else, and regions that had begun already keep what they have.
+    primaries must be reachable. Raises `ClusterError`: then no region takes rows from one that is in another chain.
+    Idempotent: after an interruption it is run again, by `up` if by nobody else, and regions that had begun already
+    keep what they have.
     """
+    with ExitStack() as closing:
+        stores = [closing.enter_context(Primary(view, admin=True, timeout=timeout)) for view in views]
+        try:
+            try:
+                _stop(stores, timeout)
+            except PghcError:
+                _enable(stores)  # as they were: none has begun
+                raise
+            begun, failure = _begin(stores, position)
+            for store in stores:
+                _take_rows(store, begun)
+            if failure:
+                raise failure
+        except PghcError as error:
+            raise ClusterError(
+                f"the chain was not begun in every region: {error.what}", "`pghc up` begins it there; then try again"
+            ) from error
+
+
+def _stop(stores: Sequence[Primary], timeout: float) -> None:
+    """Returns when no primary takes another's rows."""
     deadline = time.monotonic() + timeout
-    primaries = {
-        view.region: Primary(view, admin=True, timeout=timeout)
-        for view in views
-    }
-    ends: dict[str, str | None] = {}
+    for store in stores:
+        _each_subscription(store, "disable")
+    for store in stores:
+        while _workers(store):
+            if time.monotonic() > deadline:
+                raise ClusterError(f"{store.node}: its replication did not stop within {timeout:g} s")
+            time.sleep(0.02)  # a worker's end is not notified
+
+
+def _begin(stores: Sequence[Primary], position: int) -> tuple[dict[str, str], PghcError | None]:
+    """The regions that are in the chain of ``position`` now, with the place in the write-ahead log where it begins
+    there; and why others are not.
+    """
+    begun: dict[str, str] = {}
+    failure: PghcError | None = None
+    for store in stores:
+        try:
+            with store.connection("empty the chain", writes=True) as connection, connection.transaction():
+                # Nobody replicates now who could confirm it
+                connection.execute("set local synchronous_commit = local")
+                row = connection.execute("select pghc.begin(%s)::text", (position,)).fetchone()
+            if not (row and row[0]):
+                raise ClusterError(f"{store.node}: the chain of log position {position} has been followed by another")
+            begun[store.region] = row[0]
+        except PghcError as error:
+            failure = error
+    return begun, failure
+
+
+def _take_rows(store: Primary, begun: Mapping[str, str]) -> None:
+    """Let a primary take the rows of regions that are in the same chain, from its beginning there."""
     skip = """select pg_replication_origin_advance(o, %s) from (select %s) s (o)
               where coalesce(pg_replication_origin_progress(o, false), '0/0') < %s"""
-    try:
-        with ExitStack() as closing, ExitStack() as unless_done:
-            for store in primaries.values():
-                closing.callback(store.close)
-            unless_done.callback(_enable, primaries.values())
-            for store in primaries.values():
-                _each_subscription(store, "disable")
-            for store in primaries.values():
-                while _workers(store):
-                    if time.monotonic() > deadline:
-                        raise ClusterError(f"{store.node}: its replication did not stop within {timeout:g} s")
-                    time.sleep(0.02)  # a worker's end is not notified
-                with store.connection("empty the chain", writes=True) as connection, connection.transaction():
-                    # Nobody replicates now who could confirm it
-                    connection.execute("set local synchronous_commit = local")
-                    began = connection.execute("select pghc.begin(%s)::text", (position,)).fetchone()
-                    ends[store.view.region] = began[0] if began else None
-            if not all(ends.values()):
-                raise ClusterError(f"the chain of log position {position} has been followed by another meanwhile")
-            for store in primaries.values():
-                for oid, name in _subscriptions(store):
-                    end = ends[publisher(name)]
-                    store.rows(skip, end, f"pg_{oid}", end, what="skip the old chain")
-                _each_subscription(store, "enable")
-            unless_done.pop_all()
-    except PghcError as error:
-        raise ClusterError(
-            f"the chain was not begun in every region: {error.what}", "`pghc up` begins it there; then try again"
-        ) from error
+    for oid, name in _subscriptions(store):
+        if (end := begun.get(publisher(name))) and store.region in begun:
+            store.rows(skip, end, f"pg_{oid}", end, what="skip the old chain")
+        if (end is not None) == (store.region in begun):
+            with store.connection("take rows again", writes=True) as connection:
+                connection.execute(sql.SQL("alter subscription {} enable").format(sql.Identifier(name)))
 
 
 def wait_for_mesh(views: Sequence[View], *, timeout: float = 20.0) -> None:

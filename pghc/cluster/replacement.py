@@ -263,9 +263,16 @@ def join(publisher: _Side, reader: _Side) -> None:
                     return
         drop_subscription(there, name)
         prepare(publisher, reader)
-        statements = settings.subscriptions(reader.view.topology, reader.region, {publisher.region: slot})
-        for statement in statements:
-            there.execute(statement.encode())
+        with publisher.connected() as here, there.transaction():
+            chain, began = here.execute("select chain, began::text from pghc.cursor").fetchone() or (0, None)
+            statements = settings.subscriptions(reader.view.topology, reader.region, {publisher.region: slot})
+            for statement in statements:
+                there.execute(statement.encode())
+            if began:  # what is before is of older chains, which a new reader would not know
+                skip = "select pg_replication_origin_advance('pg_' || oid, %s) from pg_subscription where subname = %s"
+                there.execute(skip, (began, name))
+            if chain != _one(there, "select chain from pghc.cursor"):  # until both have begun the newest one: `_begin`
+                there.execute(f"alter subscription {name} disable".encode())
 
 
 def prepare(publisher: _Side, reader: _Side) -> None:
@@ -282,9 +289,6 @@ def prepare(publisher: _Side, reader: _Side) -> None:
             if usable:
                 _release(here, usable[-1])
                 here.execute("select pg_copy_logical_replication_slot(%s, %s)", (usable[-1], slot))
-                query = """select pg_replication_slot_advance(slot_name, began) from pg_replication_slots, pghc.cursor
-                           where slot_name = %s and confirmed_flush_lsn < began"""
-                here.execute(query, (slot,))  # what is before is of older chains, which a new reader would not know
             else:
                 here.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", (slot,))
         for other in slots:
@@ -558,7 +562,8 @@ def restore(servers: Servers, say: Say = lambda _: None) -> None:
             _take_part(servers, region.name, current[region.name].node, say)
     given_up = {region.name: _given_up(servers.view(region.name), current[region.name].node) for region in here}
     unsettled = [
-        name for name, slots in given_up.items()
+        name
+        for name, slots in given_up.items()
         if current[name].epoch or servers.view(name).primary() != current[name].node or any(slots.values())
     ]
     if unsettled:

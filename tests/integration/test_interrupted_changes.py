@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 from replacing import EXACT, check_nothing_lost, data_of
@@ -14,7 +15,8 @@ from pghc import terms
 from pghc.chain import Row
 from pghc.cluster import replacement
 from pghc.cluster.local.embedded import Embedded
-from pghc.errors import Conflict
+from pghc.cluster.mesh import subscription
+from pghc.errors import ClusterError, Conflict, Unavailable
 from pghc.faults.injection import Faults
 from pghc.sequencer import Sequencer
 from pghc.store import Primary
@@ -82,6 +84,53 @@ def test_rows_of_an_ended_chain_do_not_come_to_a_region_that_is_made_anew(lossy:
         lossy.rebuild(here)
     lossy.up()
     check_nothing_lost(lossy, [*rows, *append_everywhere(lossy)])
+
+
+def test_rows_of_an_ended_chain_do_not_come_to_a_region_that_was_not_joined_when_it_ended(lossy: Embedded) -> None:
+    publisher, reader, _ = views = views_of(lossy)
+    with Primary(reader, admin=True) as store, store.connection("leave", writes=True) as connection:
+        replacement.drop_subscription(connection, subscription(publisher.region))  # its slot stays
+    with open_writer("causal", publisher) as writer:
+        for _ in range(8):
+            writer.append(new_request_id())
+    begin_chain(views)
+    lossy.up()
+    assert at_work(lossy)
+    time.sleep(1)
+    rows = append_everywhere(lossy)
+    assert [row.zk_id for row in rows] == [1, 2, 3]
+    check_nothing_lost(lossy, rows)
+
+
+@pytest.mark.parametrize("region", [0, 1, 2])
+def test_a_chain_that_cannot_be_begun_everywhere_takes_no_rows_of_the_one_before(
+    lossy: Embedded, monkeypatch: pytest.MonkeyPatch, region: int
+) -> None:
+    views = views_of(lossy)
+    away, *others = views[region:] + views[:region]
+    for view in others:
+        with Primary(view, admin=True) as store, store.connection("stop", writes=True) as connection:
+            connection.execute(f"alter subscription {subscription(away.region)} disable".encode())
+    with open_writer("causal", away) as writer:  # acknowledged where it was written, and on its way to the others
+        for _ in range(8):
+            writer.append(new_request_id())
+    original = Primary.connection
+
+    def refused(self: Primary, what: str, **options: Any) -> Any:
+        if what == "empty the chain" and self.region == away.region:
+            raise Unavailable(f"{self.node}: not now")
+        return original(self, what, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Primary, "connection", refused)
+        with pytest.raises(ClusterError, match="`pghc up` begins it there"):
+            begin_chain(views)
+    time.sleep(1)  # what is on its way arrives, if anybody takes it
+    lossy.up()
+    assert at_work(lossy)
+    rows = append_everywhere(lossy)
+    assert [row.zk_id for row in rows] == [1, 2, 3]
+    check_nothing_lost(lossy, rows)
 
 
 @pytest.mark.parametrize("so_far", ["decided", "begun in one region", "begun, and replication is off"])
