@@ -54,15 +54,19 @@ if k diff -k "$directory" >/dev/null 2>&1; then exit; fi
 leads() { # leads REGION
   k exec zookeeper-0 -n "$1" -- bash -c "exec 3<>/dev/tcp/127.0.0.1/2181 && echo srvr >&3 && timeout 3 grep -q 'Mode: leader' <&3" 2>/dev/null
 }
+sets() { # sets REGION: each and the number of its last change
+  k get statefulsets,deployments -n "$1" -l $part -o jsonpath='{range .items[*]}{.kind}/{.metadata.name} {.metadata.generation}{"\n"}{end}'
+}
 first=() last=()
 for region in "${regions[@]}"; do if leads "$region"; then last+=("$region"); else first+=("$region"); fi; done
 [ ! -f "$directory/volumes.json" ] || k apply -f "$directory/volumes.json" >/dev/null
 for region in "${first[@]}" "${last[@]}"; do
   if k diff -k "$directory/$region" >/dev/null 2>&1; then continue; fi
   echo "applying what has changed in $region"
+  before=$(sets "$region")
   k apply -k "$directory/$region" >/dev/null
-  for each in $(k get statefulsets,deployments -n "$region" -l $part -o name); do
-    k rollout status "$each" -n "$region" --timeout 600s >/dev/null
-  done
+  # of the others one may have lost its data, and wait for somebody to decide
+  mapfile -t changed < <(sets "$region" | grep -vxF -- "$before" | cut -d ' ' -f 1)
+  for each in "${changed[@]}"; do k rollout status "$each" -n "$region" --timeout 600s >/dev/null; done
   k wait jobs -n "$region" -l $setup --for condition=complete --timeout 600s >/dev/null
 done

@@ -175,7 +175,7 @@ class Kind:
 
         def ask(first: Node) -> NodeStatus:
             node = losses.in_its_part(first, primaries[first.region])
-            names = [name for region, name in pods if region == node.region and _is_pod_of(name, node)]
+            names = [name for region, name in pods if region == node.region and _is_pod_of(name, first)]
             state: State = "stopped"
             if node.region in away:
                 state = "unreachable"
@@ -309,7 +309,7 @@ class Kind:
 
     def retire(self, node: str) -> bool:
         server = self._facts().topology.node(node)
-        if server.region in _away(self._get("nodes"), self._machines()):
+        if self._machines().get(self._kubernetes_node(server.region)) != "running":
             return False
         with suppress(ClusterError):  # its pod is gone, or does not run
             return bool(self._in_pod(server, "server.sh retire").strip())
@@ -319,15 +319,14 @@ class Kind:
         former = self._primaries(fresh=0)[region]
         if former == node:
             return
-        self.retire(former)
         selector = {POD_NAME: pod(self._facts().topology.node(node))}
+        with ThreadPoolExecutor(1) as pool:
+            retired = pool.submit(self.retire, former)
+            self._patch("service", writable(region), region, {"spec": {"selector": selector}})
+            retired.result()
         # What says who it is comes last: an interrupted change is made again
-        self._patch("service", writable(region), region, {"spec": {"selector": selector}})
         self._patch("configmap", STATE, region, {"data": {"primary": node}})
         self._primaries(fresh=0)
-        # A change of the pod makes its node look whether what is mounted there has changed, too
-        pods = ("pods", "-n", region, "-l", "app.kubernetes.io/name=postgres")
-        self.kubectl("annotate", *pods, f"pghc/primary={node}", "--overwrite")
 
     def copy(self, node: str, source: str, *, primary: bool = False) -> None:
         first = self._facts().topology.region(source).primary
@@ -368,11 +367,11 @@ class Kind:
 
     def _lacks(self) -> dict[str, str]:
         """The servers whose data is not what they need to start, and why; of a region whose machine is away, none."""
-        nodes = self._get("nodes")
-        away, primaries = _away(nodes, self._machines()), self._primaries(fresh=0)
-        hosts = [(region, host) for host, region in _regions(nodes).items() if region not in away]
-        with ThreadPoolExecutor(max(len(hosts), 1)) as pool:
-            found = list(pool.map(lambda at: self._lacks_of(at[0], at[1], primaries[at[0]], ANSWER), hosts))
+        machines, primaries = self._machines(), self._primaries(fresh=0)
+        hosts = {region: self._kubernetes_node(region) for region in primaries}
+        running = [(region, host) for region, host in hosts.items() if machines.get(host) == "running"]
+        with ThreadPoolExecutor(len(hosts)) as pool:
+            found = list(pool.map(lambda at: self._lacks_of(at[0], at[1], primaries[at[0]], ANSWER), running))
         return {name: lack for each in found for name, lack in each.items()}
 
     def _lacks_of(self, region: str, host: str, primary: str, seconds: float = GLANCE) -> dict[str, str]:
@@ -516,10 +515,11 @@ class Kind:
         raise ClusterError(f"{server.name} has no pod", f"kubectl get pods -n {server.region}", node=server.name)
 
     def _kubernetes_node(self, region: str) -> str:
-        wanted = self._facts().topology.region(region).name
-        for name, place in _regions(self._get("nodes")).items():
-            if place == wanted:
-                return name
+        known = self._facts()
+        wanted = known.topology.region(region).name
+        known.hosts = known.hosts or {place: name for name, place in _regions(self._get("nodes")).items()}
+        if wanted in known.hosts:
+            return known.hosts[wanted]
         raise ClusterError(
             f"no Kubernetes node is labelled {REGION_LABEL}={wanted}", "cluster/down.sh, then cluster/up.sh"
         )
@@ -571,7 +571,7 @@ class Kind:
 
     def _in_pod(self, server: Node, script: str, *, ends: bool = False, seconds: float = ANSWER) -> str:
         """Run a line of bash in the server's pod; ``ends``: it takes its own connection with it."""
-        name = self._pod(server)["metadata"]["name"]
+        name = self._pod(server)["metadata"]["name"] if server.role == "api" else pod(server)
         try:
             return self.kubectl("exec", name, "-n", server.region, "--", "bash", "-c", script, seconds=seconds)
         except ClusterError:
@@ -648,10 +648,14 @@ class Kind:
 
 
 class _Known:
-    """What stays as long as the cluster: its topology, its passwords, and the loopback port of each node port."""
+    """What stays as long as the cluster: its topology, its passwords, and the loopback port of each node port.
+
+    ``hosts``: the Kubernetes node of each region, once they are asked for.
+    """
 
     def __init__(self, topology: Topology, secret: Mapping[str, str], ports: Mapping[int, int]) -> None:
         self.topology, self.secret, self._ports = topology, secret, ports
+        self.hosts: dict[str, str] = {}
 
     def address(self, port: int) -> Address:
         if port not in self._ports:
