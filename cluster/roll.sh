@@ -21,7 +21,7 @@ for region in "${regions[@]}"; do
   is_there namespace "$region" || k apply -f "$directory/$region/namespace.json" >/dev/null
 done
 
-new= nothing=(--new)
+new='' nothing=(--new)
 for region in "${regions[@]}"; do if is_there statefulset zookeeper -n "$region"; then nothing=(); else new=yes; fi; done
 
 # By pipes only: never on a command line, in a file or in a log

@@ -17,7 +17,7 @@ settings=/etc/pghc secrets=/run/secrets/pghc state=/run/state
 # In the pod's memory: stay down; what to do before the next start; no server runs yet; why it cannot; why an order failed; its
 # process; it had its data in this pod
 held=/tmp/held order=/tmp/order waits=/tmp/waits lacks=/tmp/lacks failed=/tmp/failed running=/tmp/running begun=/tmp/begun
-said=
+said='' stale=''
 say() { echo "server.sh: $*"; }
 
 # What is done to a server that runs
@@ -118,10 +118,11 @@ may_start() { # whether it may, now; whatever was to be done for it is done then
   local kept
   [ ! -e $held ] || return 1 # a fault has not ended yet
   if [ -e $order ]; then obey; return; fi
-  if [ -f "$PGDATA/global/pg_control" ]; then
+  if [ ! "$stale" ] && [ -f "$PGDATA/global/pg_control" ]; then
     if [ -f "$PGDATA/standby.signal" ]; then
       if ! kept=$(keeps_log) || [[ $kept =~ reserved|extended ]] || [ "$(ask 'select pg_is_in_recovery()')" != f ]; then return 0; fi
       say "the primary keeps no log for $name (slot $slot: ${kept:-none})"
+      stale=yes
     else
       if is_primary; then return 0; fi
       lack "its data is that of a former primary" "\`pghc up\` replaces it"
@@ -134,7 +135,7 @@ may_start() { # whether it may, now; whatever was to be done for it is done then
   fi
   if ! kept=$(keeps_log); then wait_with "waiting for $REGION-primary: $(head -n 1 /tmp/why)"; return 1; fi
   if [[ ! $kept =~ reserved|extended ]]; then wait_with "waiting for $REGION-primary: no slot $slot yet"; return 1; fi
-  copy "$REGION-primary" replica || wait_with "copying failed: $(head -n 1 /tmp/why)"
+  copy "$REGION-primary" replica || wait_with "copying failed: $(head -n 1 /tmp/why)" && stale=
 }
 
 # How this server dials others: by the names of services, as the one role that may replicate
