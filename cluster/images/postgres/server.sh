@@ -46,8 +46,10 @@ case $1 in
     if [ ! "$(servers)" ] || is_paused; then exit; fi
     touch $held; end_server; echo ran; exit ;;
   order)
-    rm -f $failed; echo "${*:2}" > $order.new; mv $order.new $order
-    rm -f $held; end_server; kill -CONT -1 2>/dev/null || true
+    touch $held; rm -f $failed # until all of the old one has ended no other begins
+    echo "${*:2}" > $order.new; mv $order.new $order
+    end_server; kill -CONT -1 2>/dev/null || true
+    rm -f $held
     while [ -e $order ]; do sleep 0.1; done
     [ ! -e $failed ] || { cat $failed >&2; exit 1; }
     exit ;;

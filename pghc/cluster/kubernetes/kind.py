@@ -125,8 +125,10 @@ class Kind:
                 file.write(_toml(self._wanted))
                 file.flush()
                 arguments += ["--topology", file.name]
-            with suppress(NotRunning):
+            with suppress(PghcError):
                 self._let_go()
+                if self._lacks():  # first: while one lacks its data, nothing that concerns it can be rolled
+                    replacement.restore(self, progress)
             self._script("up.sh", arguments, MAKING, progress)
         self._known = None
         replacement.restore(self, progress)
