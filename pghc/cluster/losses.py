@@ -21,12 +21,14 @@ def in_its_part(node: Node, primary: str) -> Node:
     return replace(node, role="primary" if node.name == primary else "replica") if is_database(node) else node
 
 
-def remedy(topology: Topology, node: Node, primary: str, lacking: Collection[str]) -> str:
+def remedy(topology: Topology, node: Node, primary: str, lacking: Collection[str], backend: str = "embedded") -> str:
     """The command that replaces a server that lacks its data; its region's, while the primary is lost, too."""
     if not is_database(node) or (node.name != primary and primary not in lacking):
-        return f"`pghc rebuild {node.name}`"
-    left = any(name not in lacking for name in topology.region(node.region).databases)
-    return f"`pghc {'promote' if left else 'rebuild'} {node.region}`"
+        command = f"rebuild {node.name}"
+    else:
+        left = any(name not in lacking for name in topology.region(node.region).databases)
+        command = f"{'promote' if left else 'rebuild'} {node.region}"
+    return f"`pghc {command}`" if backend == "embedded" else f"`pghc {command} --backend {backend}`"
 
 
 def summary(remedies: Iterable[str]) -> str:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 
 import pytest
 from appending import Appending, check_nothing_lost
@@ -68,6 +69,11 @@ def now(kind: Kind, node: str) -> NodeStatus:
     return next(each for each in kind.status().nodes if each.name == node)
 
 
+def has(kind: Kind, node: str, words: str) -> bool:
+    """Whether `pghc status` says so of a server. It answers within 5 s: on a busy machine not all may be told yet."""
+    return words in now(kind, node).detail
+
+
 def log_of(kind: Kind, node: str) -> str:
     server = kind.topology.node(node)
     with suppress(ClusterError):
@@ -75,8 +81,7 @@ def log_of(kind: Kind, node: str) -> str:
     return ""  # its container is being made
 
 
-def until(what: str, condition: object) -> None:
-    assert callable(condition)
+def until(what: str, condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, what
@@ -96,7 +101,7 @@ def test_a_primary_that_is_lost_with_its_volume_under_load_is_followed(lossy: Ki
         begin = time.monotonic()
         lossy.lose(lost)
         clients.next_in(others[0])
-        assert f"`pghc promote {region}`" in now(lossy, lost).detail
+        until("status names the command", partial(has, lossy, lost, f"`pghc promote {region} "))
         asked = time.monotonic()
         promoted = lossy.promote(region, progress=print)
         while (row := clients.next_in(region)).node_id != promoted:
@@ -107,9 +112,8 @@ def test_a_primary_that_is_lost_with_its_volume_under_load_is_followed(lossy: Ki
         pauses = {name: clients.longest_pause(name, begin) for name in others}
     print(f"from lose to the next append in {region}: {first - begin:.1f} s, from promote on {first - asked:.1f} s;")
     print("longest pauses elsewhere:", ", ".join(f"{name} {pause:.1f} s" for name, pause in pauses.items()))
-    status = {node.name: node for node in lossy.status().nodes}
-    assert (status[lost].role, status[promoted].role) == ("replica", "primary")
-    assert status[lost].detail == "reads its primary's log"
+    assert (now(lossy, lost).role, now(lossy, promoted).role) == ("replica", "primary")
+    until("it follows", partial(has, lossy, lost, "reads its primary's log"))
     check_nothing_lost(lossy, [row for _, _, row in clients.acknowledged])
 
 
@@ -122,7 +126,7 @@ def test_the_emptied_volume_of_a_primary_is_refused_and_not_initialised(lossy: K
         lossy.kill(stopped)
         for primary in (running, stopped):
             on_machine(lossy, primary, "rm -rf data")
-            assert now(lossy, primary).lack == losses.GONE
+            until("status says so", partial(has, lossy, primary, losses.GONE))
         with pytest.raises(ClusterError, match="its data is gone"):
             lossy.start(stopped)
         lossy.delete_pod(stopped)  # another pod, that remembers nothing
@@ -134,12 +138,11 @@ def test_the_emptied_volume_of_a_primary_is_refused_and_not_initialised(lossy: K
     status = {node.name: node for node in lossy.status().nodes}
     assert (status[stopped].state, status[stopped].accessible) == ("stopped", False)
     for region, primary in zip(regions, (running, stopped), strict=True):
-        assert any(f"{primary}: {losses.GONE}: `pghc promote {region}`" in line for line in said), said
-        assert f"`pghc promote {region}`" in lossy.status().remedy
+        assert any(f"{primary}: {losses.GONE}: `pghc promote {region} --backend kind`" in line for line in said), said
         assert on_machine(lossy, primary, "ls data/base 2>/dev/null || true") == "", "it was initialised"
         lossy.promote(region, progress=print)
         lossy.rebuild(primary, print)
-    assert lossy.status().healthy
+    until("every server answers", lambda: lossy.status().healthy)
     check_nothing_lost(lossy, rows)
 
 
@@ -151,11 +154,12 @@ def test_replicas_whose_volumes_are_emptied_get_their_primarys_data_by_up(lossy:
         lossy.kill(stopped)
         for replica in (running, stopped):
             on_machine(lossy, replica, "rm -rf data")
-            assert f"`pghc rebuild {replica}`" in now(lossy, replica).detail
+            until("status names the command", partial(has, lossy, replica, f"`pghc rebuild {replica} "))
         rows.append(writer.append(new_request_id()))
     lossy.up(print)
-    assert {now(lossy, replica).detail for replica in (running, stopped)} == {"reads its primary's log"}
-    assert lossy.status().healthy
+    for replica in (running, stopped):
+        until("it follows", partial(has, lossy, replica, "reads its primary's log"))
+    until("every server answers", lambda: lossy.status().healthy)
     check_nothing_lost(lossy, rows)
 
 
@@ -171,15 +175,15 @@ def test_a_deposed_primary_that_comes_back_writes_for_nobody_and_becomes_a_repli
         clients.next_in(region)
         clients.next_in(other)
     assert now(lossy, deposed).role == "replica"
-    assert now(lossy, deposed).detail == "reads its primary's log"
+    until("it follows", partial(has, lossy, deposed, "reads its primary's log"))
     # And one that was stopped by its successor's promotion, whose pod then forgets that it was
     lossy.promote(region, deposed, print)
     lossy.delete_pod(promoted)
     until("it says why it does not start", lambda: losses.FORMER in log_of(lossy, promoted))
     assert not now(lossy, promoted).accessible
     lossy.start(promoted)
-    assert now(lossy, promoted).detail == "reads its primary's log"
-    assert lossy.status().healthy
+    until("it follows", partial(has, lossy, promoted, "reads its primary's log"))
+    until("every server answers", lambda: lossy.status().healthy)
     check_nothing_lost(lossy, [row for _, _, row in clients.acknowledged])
 
 
@@ -190,7 +194,7 @@ def test_a_region_that_is_lost_is_brought_back_from_the_others_while_they_write(
         begin = time.monotonic()
         lossy.lose(region)
         clients.next_in(other)
-        assert f"`pghc rebuild {region}`" in now(lossy, lossy.view(region).primary()).detail
+        until("status names the command", partial(has, lossy, lossy.view(region).primary(), f"`pghc rebuild {region} "))
         asked = time.monotonic()
         lossy.rebuild(region, print)
         rebuilt = time.monotonic()
@@ -198,5 +202,5 @@ def test_a_region_that_is_lost_is_brought_back_from_the_others_while_they_write(
         clients.next_in(other)
         pause = clients.longest_pause(other, begin)
     print(f"{region} was rebuilt in {rebuilt - asked:.1f} s; longest pause in {other}: {pause:.1f} s")
-    assert lossy.status().healthy
+    until("every server answers", lambda: lossy.status().healthy)
     check_nothing_lost(lossy, [row for _, _, row in clients.acknowledged])

@@ -171,7 +171,7 @@ class Kind:
 
         lacks = {name: lack for each in looked for name, lack in each.result().items()}
         remedies = {
-            name: losses.remedy(topology, topology.node(name), primaries[topology.node(name).region], lacks)
+            name: losses.remedy(topology, topology.node(name), primaries[topology.node(name).region], lacks, self.name)
             for name in lacks
         }
 
@@ -230,7 +230,7 @@ class Kind:
         if lacks.get(node) == losses.FORMER:
             self.rebuild(node)
         elif node in lacks and primary in lacks:
-            remedy = losses.remedy(topology, topology.node(node), primary, lacks)
+            remedy = losses.remedy(topology, topology.node(node), primary, lacks, self.name)
             raise ClusterError(f"{node} cannot start: {lacks[node]}", remedy, node=node)
         else:
             self._start(node)
