@@ -245,32 +245,33 @@ wait_for_pods() {
     mesh=$(k get jobs -A -l $label -o jsonpath='{range .items[*]}{.status.succeeded}{"\n"}{end}' | grep -c 1 || true)
     if [ "$ready" = "$wanted" ] && [ "$mesh" = "$all" ]; then break; fi
     # a server whose data is lost does not become ready by waiting
-    if [ "$made" != new ] && [ "$mesh" = "$all" ] && [ $((SECONDS - begin)) -gt 5 ] && { servers lacks; [ -s "$work/lacks" ]; } && [ $((ready + $(wc -l < "$work/lacks"))) -ge "$wanted" ]; then break; fi
+    if [ "$made" != new ] && [ "$mesh" = "$all" ] && [ $((SECONDS - begin)) -gt 5 ] && { servers; [ -s "$work/lacks" ]; } && [ $((ready + $(wc -l < "$work/lacks"))) -ge "$wanted" ]; then break; fi
     if [ "$said" != "$ready $mesh" ]; then step "$ready of $wanted servers are ready, $mesh of $all regions are part of the mesh"; said="$ready $mesh"; fi
     [ $SECONDS -lt $deadline ] || fail "after $((SECONDS - start)) s not every server is ready" "Run it again when what is said below is mended; it goes on where it was."
     sleep 1
   done
 }
 
-# servers lacks|silent: those that cannot start for what they lack, with what and the remedy; the others that do not answer
+# Of the servers that do not answer: into lacks those that cannot start for what they lack, with the remedy; into silent the others
 servers() {
   # its exit code tells of links, too, that somebody may have cut; they are not waited for
   (cd "$root" && { PGHC_KIND=$name bounded 60 "$python" -m pghc status --backend kind --json 2>/dev/null || true; }) |
     "$python" -c '
 import json, sys
-for node in json.load(sys.stdin)["nodes"]:
-    if not node["accessible"] and bool(node["lack"]) == (sys.argv[1] == "lacks"):
-        print(node["name"], node["detail"])' "$1" > "$work/$1" 2>/dev/null || echo all > "$work/silent"
+away = [node for node in json.load(sys.stdin)["nodes"] if not node["accessible"]]
+for path, lacks in zip(sys.argv[1:], (True, False)):
+    with open(path, "w") as file:
+        file.writelines("{name}: {detail}\n".format(**node) for node in away if bool(node["lack"]) == lacks)
+' "$work/lacks" "$work/silent" 2>/dev/null || { : > "$work/lacks"; echo all > "$work/silent"; }
 }
 
 # Every server answers where its clients dial it: what Kubernetes knows of a node that was away may be old
 wait_for_answers() {
   local deadline=$((SECONDS + 300))
   while :; do
-    rm -f "$work/silent"
-    servers silent
+    servers
     [ -s "$work/silent" ] || return 0
-    [ $SECONDS -lt $deadline ] || fail "these servers are ready, as Kubernetes says, and do not answer: $(cut -d ' ' -f 1 "$work/silent" | paste -sd ' ' -)" "Run it again; it goes on where it was."
+    [ $SECONDS -lt $deadline ] || fail "these servers are ready, as Kubernetes says, and do not answer: $(cut -d : -f 1 "$work/silent" | paste -sd ' ' -)" "Run it again; it goes on where it was."
     sleep 1
   done
 }
@@ -305,8 +306,7 @@ main() {
   # the whole mesh is made: from now on a primary's empty volume is refused, not initialised
   k get configmaps -A -l $label -o jsonpath='{range .items[?(@.data.new=="yes")]}{.metadata.namespace}{"\n"}{end}' |
     while read -r region; do k patch configmap state -n "$region" --type merge -p '{"data":{"new":null}}' >/dev/null; done
-  servers lacks
-  while read -r server; do step "${server/ /: }"; done < "$work/lacks"
+  while read -r server; do step "$server"; done < "$work/lacks"
   if [ ! -s "$work/rolled" ]; then step "the cluster $name is up; nothing had to be changed"; else step "the cluster $name is up"; fi
   echo "        pghc status --backend kind; cluster/down.sh; kubectl --kubeconfig $work/kubeconfig get all -A"
 }

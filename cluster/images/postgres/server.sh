@@ -22,19 +22,19 @@ say() { echo "server.sh: $*"; }
 
 # What is done to a server that runs
 
-servers() { grep -lx postgres /proc/[0-9]*/comm 2>/dev/null | cut -d / -f 3 || true; }
+servers() { grep -lxE "${1:-postgres|pg_basebackup|initdb}" /proc/[0-9]*/comm 2>/dev/null | cut -d / -f 3 || true; }
 kill_servers() {
   local all; mapfile -t all < <(servers)
   [ ${#all[@]} = 0 ] || kill -KILL "${all[@]}" 2>/dev/null || true
   kill -CONT -1 2>/dev/null || true # this script may have been paused with it
 }
 is_paused() { [ -e $running ] && grep -q '^State:.T' "/proc/$(cat $running)/status" 2>/dev/null; }
-end_server() { # in order, and else at once; only then is it gone
+end_server() { # in order, if it is one that runs, and else at once; when this returns it is gone
   local n
   is_paused || kill -INT "$(cat $running 2>/dev/null || echo none)" 2>/dev/null || true
   for ((n = 0; n < 200; n++)); do
     [ "$(servers)" ] || return 0
-    if is_paused || [ $n = 150 ]; then kill_servers; fi
+    if [ ! -e $running ] || is_paused || [ $n = 150 ]; then kill_servers; fi
     sleep 0.1
   done
   return 1
@@ -50,7 +50,10 @@ case $1 in
     echo "${*:2}" > $order.new; mv $order.new $order
     end_server; kill -CONT -1 2>/dev/null || true
     rm -f $held
-    while [ -e $order ]; do sleep 0.1; done
+    while [ -e $order ]; do # it is gone before the server starts that it is for: another one began at the same moment
+      if [ "$(servers postgres)" ] && [ -e $order ]; then end_server; fi
+      sleep 0.1
+    done
     [ ! -e $failed ] || { cat $failed >&2; exit 1; }
     exit ;;
   primary) name=$REGION-primary ;;
@@ -158,6 +161,7 @@ while :; do
     [ ! "$stopping" ] || exit 0
     sleep 0.3
   done
+  if [ -e $held ] || [ -e $order ]; then continue; fi # since then
   rm -f $lacks
   touch $begun
   # The pod's size decides: a quarter of its MEMORY (MiB, its limit) for pages, and half of it is likely to be in some cache
