@@ -237,28 +237,41 @@ roll() {
 }
 
 wait_for_pods() {
-  local wanted ready mesh all said='' deadline=$((SECONDS + 600))
+  local wanted ready mesh all said='' begin=$SECONDS deadline=$((SECONDS + 600))
   all=$(pghc names "$work/topology.json" | wc -l)
   while :; do
     read -r ready wanted < <(k get statefulsets,deployments -A -l $label -o jsonpath='{range .items[*]}{.status.observedGeneration}{"="}{.metadata.generation} {.status.readyReplicas} {.spec.replicas} {.status.updatedReplicas}{"\n"}{end}' |
       awk '{ n = NF == 4 ? $2 : 0; want = NF == 4 ? $3 : $2; r += n < $4 ? n : $4; w += want } END { print r + 0, w + 0 }')
     mesh=$(k get jobs -A -l $label -o jsonpath='{range .items[*]}{.status.succeeded}{"\n"}{end}' | grep -c 1 || true)
     if [ "$ready" = "$wanted" ] && [ "$mesh" = "$all" ]; then break; fi
+    # a server whose data is lost does not become ready by waiting
+    if [ "$made" != new ] && [ "$mesh" = "$all" ] && [ $((SECONDS - begin)) -gt 5 ] && { servers; [ -s "$work/lacks" ]; } && [ $((ready + $(wc -l < "$work/lacks"))) -ge "$wanted" ]; then break; fi
     if [ "$said" != "$ready $mesh" ]; then step "$ready of $wanted servers are ready, $mesh of $all regions are part of the mesh"; said="$ready $mesh"; fi
     [ $SECONDS -lt $deadline ] || fail "after $((SECONDS - start)) s not every server is ready" "Run it again when what is said below is mended; it goes on where it was."
     sleep 1
   done
 }
 
+# Of the servers that do not answer: into lacks those that cannot start for what they lack, with the remedy; into silent the others
+servers() {
+  # its exit code tells of links, too, that somebody may have cut; they are not waited for
+  (cd "$root" && { PGHC_KIND=$name bounded 60 "$python" -m pghc status --backend kind --json 2>/dev/null || true; }) |
+    "$python" -c '
+import json, sys
+away = [node for node in json.load(sys.stdin)["nodes"] if not node["accessible"]]
+for path, lacks in zip(sys.argv[1:], (True, False)):
+    with open(path, "w") as file:
+        file.writelines("{name}: {detail}\n".format(**node) for node in away if bool(node["lack"]) == lacks)
+' "$work/lacks" "$work/silent" 2>/dev/null || { : > "$work/lacks"; echo all > "$work/silent"; }
+}
+
 # Every server answers where its clients dial it: what Kubernetes knows of a node that was away may be old
 wait_for_answers() {
-  local deadline=$((SECONDS + 300)) silent=''
+  local deadline=$((SECONDS + 300))
   while :; do
-    # its exit code tells of links, too, that somebody may have cut; they are not waited for
-    silent=$(cd "$root" && { PGHC_KIND=$name bounded 60 "$python" -m pghc status --backend kind --json 2>/dev/null || true; } |
-      "$python" -c 'import json, sys; print(*(node["name"] for node in json.load(sys.stdin)["nodes"] if not node["accessible"]))' 2>/dev/null) || silent=all
-    [ "$silent" ] || return 0
-    [ $SECONDS -lt $deadline ] || fail "these servers are ready, as Kubernetes says, and do not answer: $silent" "Run it again; it goes on where it was."
+    servers
+    [ -s "$work/silent" ] || return 0
+    [ $SECONDS -lt $deadline ] || fail "these servers are ready, as Kubernetes says, and do not answer: $(cut -d : -f 1 "$work/silent" | paste -sd ' ' -)" "Run it again; it goes on where it was."
     sleep 1
   done
 }
@@ -290,6 +303,10 @@ main() {
     step "uncordoning $node"; k uncordon "$node" >/dev/null
   done
   wait_for_answers
+  # the whole mesh is made: from now on a primary's empty volume is refused, not initialised
+  k get configmaps -A -l $label -o jsonpath='{range .items[?(@.data.new=="yes")]}{.metadata.namespace}{"\n"}{end}' |
+    while read -r region; do k patch configmap state -n "$region" --type merge -p '{"data":{"new":null}}' >/dev/null; done
+  while read -r server; do step "$server"; done < "$work/lacks"
   if [ ! -s "$work/rolled" ]; then step "the cluster $name is up; nothing had to be changed"; else step "the cluster $name is up"; fi
   echo "        pghc status --backend kind; cluster/down.sh; kubectl --kubeconfig $work/kubeconfig get all -A"
 }

@@ -26,6 +26,7 @@ class NodeStatus:
     """One server. *Running* (there is a process) and *accessible* (it answers) are different questions.
 
     ``memory``: bytes, shared pages counted once (PSS). ``detail``: a few words, such as a ZooKeeper server's part.
+    ``lack``: why it cannot start by itself; then ``detail`` has the remedy, too.
     """
 
     name: str
@@ -37,6 +38,7 @@ class NodeStatus:
     pid: int | None = None
     memory: int = 0
     detail: str = ""
+    lack: str = ""
 
 
 @dataclass(frozen=True)

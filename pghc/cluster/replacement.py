@@ -36,7 +36,7 @@ from kazoo.exceptions import KazooException, NodeExistsError
 from psycopg import sql
 
 from pghc import terms
-from pghc.cluster import settings
+from pghc.cluster import losses, settings
 from pghc.cluster.mesh import reset, subscription
 from pghc.errors import BadInput, ClusterError, Conflict, PghcError, Unavailable
 from pghc.mutex import Mutex
@@ -63,6 +63,8 @@ AHEAD = 200
 
 class Servers(Protocol):
     """What a backend does with its servers for this."""
+
+    name: str
 
     @property
     def topology(self) -> Topology: ...
@@ -553,8 +555,8 @@ def restore(servers: Servers, say: Say = lambda _: None) -> None:
     for region in topology.regions:
         primary = current[region.name].node
         if primary in lacking:
-            command = "promote" if any(name not in lacking for name in region.databases) else "rebuild"
-            say(f"{primary}: {lacking[primary]}: `pghc {command} {region.name}`")
+            command = losses.remedy(topology, topology.node(primary), primary, lacking, servers.name)
+            say(f"{primary}: {lacking[primary]}: {command}")
         else:
             here.append(region)
     for region in here:

@@ -9,7 +9,8 @@ import time
 from typing import Any
 
 import pytest
-from replacing import EXACT, check_nothing_lost, data_of
+from appending import check_nothing_lost
+from replacing import EXACT, data_of
 
 from pghc import terms
 from pghc.chain import Row

@@ -5,63 +5,22 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from contextlib import ExitStack, suppress
-from typing import Self
+from contextlib import ExitStack
 
 import psycopg
 import pytest
-from replacing import EXACT, check_nothing_lost, data_of
+from appending import Appending, check_nothing_lost
+from replacing import EXACT, data_of
 
-from pghc.chain import Row
 from pghc.cluster import replacement
 from pghc.cluster.local.embedded import Embedded
 from pghc.cluster.mesh import wait_for_mesh
-from pghc.errors import BadInput, ClusterError, PghcError
+from pghc.errors import BadInput, ClusterError
 from pghc.faults.injection import Faults
 from pghc.lab.lab import Lab
 from pghc.store import Primary, Reader, Store
 from pghc.terms import Term
-from pghc.writers import Writer, new_request_id, open_writer
-
-
-class Appending:
-    """Clients of all regions that append until told to stop; ``acknowledged`` are the rows that they were given."""
-
-    def __init__(self, backend: Embedded, writer: str) -> None:
-        self.writers: dict[str, Writer] = {n: open_writer(writer, backend.view(n)) for n in backend.topology.names}
-        self.acknowledged: list[tuple[float, str, Row]] = []
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._append, args=(name,)) for name in self.writers]
-
-    def _append(self, region: str) -> None:
-        request = new_request_id()
-        while not self._stop.is_set():
-            with suppress(PghcError):  # the same request again, until it is answered
-                row = self.writers[region].append(request, 5.0)
-                self.acknowledged.append((time.monotonic(), region, row))
-                request = new_request_id()
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(20)
-        for writer in self.writers.values():
-            writer.close()
-
-    def next_in(self, region: str, timeout: float = 30.0) -> Row:
-        """The next acknowledged append of that region."""
-        since = time.monotonic()
-        while time.monotonic() < since + timeout:
-            for at, name, row in reversed(self.acknowledged.copy()):
-                if name == region and at > since:
-                    return row
-            time.sleep(0.02)
-        raise AssertionError(f"no append of {region} was acknowledged within {timeout} s")
+from pghc.writers import new_request_id, open_writer
 
 
 @pytest.mark.parametrize("writer", EXACT)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from pghc.cluster.kubernetes import kind as backend
 from pghc.cluster.kubernetes.kind import ENGINE, MEANT, Kind, environment
 from pghc.cluster.kubernetes.manifests import REGION_LABEL, control_node_port, new_passwords, node_port
+from pghc.cluster.losses import FORMER, GONE
 from pghc.errors import ClusterError
 from pghc.topology import load
 
@@ -75,7 +76,17 @@ class Stage:
         ports += [control_node_port(world, region) for region in world.names]
         (self.directory / "machines").write_text("".join(f"{name} {state}\n" for name, state in states.items()))
         (self.directory / "ports").write_text("".join(f"{port}/tcp -> 127.0.0.1:1\n" for port in ports))
-        self._program("docker", 'case "$1" in ps) cat FILES/machines ;; port) cat FILES/ports ;; esac')
+        volumes = "exec) cat FILES/volumes 2>/dev/null"
+        self._program("docker", f'case "$1" in ps) cat FILES/machines ;; port) cat FILES/ports ;; {volumes} ;; esac')
+
+    def volumes(self, *lines: str) -> None:
+        """What is on those of each machine."""
+        (self.directory / "volumes").write_text("".join(f"{line}\n" for line in lines))
+
+    def primary(self, region: str, node: str) -> None:
+        facts = json.loads((self.directory / "configmaps").read_text())
+        state = self._object("ConfigMap", "state", namespace=region) | {"data": {"primary": node}}
+        (self.directory / "configmaps").write_text(json.dumps({"items": [*facts["items"], state]}))
 
     def kubectl(self, script: str) -> None:
         self._program("kubectl", script)
@@ -125,6 +136,40 @@ def test_where_all_machines_are_stopped_the_servers_are_stopped(stage: Stage) ->
     stage.machines(dict.fromkeys(NAMES, "exited"))
     assert not (status := Kind("x").status()).running
     assert {node.state for node in status.nodes} == {"stopped"}
+
+
+# Volumes
+
+
+def test_of_a_server_whose_volume_is_empty_it_says_so_and_what_replaces_it(stage: Stage) -> None:
+    stage.volumes("primary-0", "replica-1 data standby", "replica-2 data standby", "replica-5", "zookeeper-0 data")
+    status = Kind("x").status()
+    lacks = {node.name: (node.state, node.lack, node.detail) for node in status.nodes if node.lack}
+    assert lacks == {
+        f"{region}-primary": ("stopped", GONE, f"{GONE}: `pghc promote {region} --backend kind`")
+        for region in stage.topology.names
+    }
+    assert "`pghc promote us-east --backend kind`" in status.remedy
+
+
+def test_where_no_server_of_a_region_has_its_data_the_region_is_rebuilt(stage: Stage) -> None:
+    stage.volumes("primary-0", "replica-1", "replica-2", "zookeeper-0")
+    found = {node.name: node for node in Kind("x").status().nodes}
+    for name in ("us-east-primary", "us-east-replica-1"):
+        assert found[name].detail == f"{GONE}: `pghc rebuild us-east --backend kind`"
+    assert found["us-east-zookeeper"].detail == f"{GONE}: `pghc rebuild us-east-zookeeper --backend kind`"
+    assert found["us-east-api"].lack
+
+
+def test_who_is_the_primary_is_what_kubernetes_says(stage: Stage) -> None:
+    stage.primary("us-east", "us-east-replica-2")
+    stage.volumes("primary-0 data", "replica-1 data standby", "replica-2 data", "zookeeper-0 data")
+    kind = Kind("x")
+    assert kind.view("eu-west").primary("us-east") == "us-east-replica-2"
+    found = {node.name: node for node in kind.status().nodes}
+    assert [found[f"us-east-{name}"].role for name in ("primary", "replica-2")] == ["replica", "primary"]
+    assert found["us-east-primary"].detail == f"{FORMER}: `pghc rebuild us-east-primary --backend kind`"
+    assert kind._lacks()["eu-west-replica-2"] == FORMER
 
 
 # Scripts

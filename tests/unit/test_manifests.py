@@ -19,11 +19,14 @@ from pghc.cluster.kubernetes.manifests import (
     gateway_ports,
     kind_config,
     missing_secrets,
+    missing_states,
     new_passwords,
     node_port,
     services,
     settings,
     volumes,
+    writable,
+    writable_gateway_port,
     write,
 )
 from pghc.cluster.kubernetes.pods import credentials
@@ -49,7 +52,9 @@ def test_no_two_services_have_the_same_node_port_and_all_are_in_kubernetes_range
         for region in topology.names
         for service in services(topology, region, "kind")
         for port in service["spec"]["ports"]
+        if service["spec"].get("type") == "NodePort"
     ]
+    assert len(ports) == len(topology.names) * (len(topology.names) * 5 + 1 + sum(r.replicas for r in topology.regions))
     assert len(ports) == len(set(ports))
     assert all(30_000 <= port <= 32_767 for port in ports)
 
@@ -72,10 +77,11 @@ def test_a_region_has_every_server_of_the_world_under_its_name_and_strangers_beh
 ) -> None:
     for region in topology.names:
         found = {each["metadata"]["name"]: each["spec"] for each in services(topology, region, "kind")}
-        assert set(found) == {node.name for node in topology.nodes} | {"gateway"}
+        others = {writable(other) for other in topology.names if other != region}
+        assert set(found) == {node.name for node in topology.nodes} | others | {"gateway"}
         behind = {node.name for node, _, _ in gateway_ports(topology, region)}
         assert behind == {node.name for node in topology.nodes if node.region != region}
-        for name in behind:
+        for name in behind | others:
             assert found[name]["selector"] == {"app.kubernetes.io/component": "gateway"}
 
 
@@ -84,6 +90,7 @@ def test_a_region_has_every_server_of_the_world_under_its_name_and_strangers_beh
 def test_a_gateway_listens_once_for_each_port_of_another_regions_server(topology: Topology) -> None:
     for region in topology.names:
         listens = [port for _, _, port in gateway_ports(topology, region)]
+        listens += [writable_gateway_port(topology, other) for other in topology.names if other != region]
         assert len(listens) == len(set(listens))
 
 
@@ -117,6 +124,7 @@ def test_passwords_are_new_each_time() -> None:
 def test_in_the_cloud_a_server_of_another_region_is_dialled_there() -> None:
     found = {each["metadata"]["name"]: each["spec"] for each in services(load(), "us-east", "cloud")}
     assert found["eu-west-primary"]["externalName"] == "eu-west-primary.eu-west.svc.cluster.local"
+    assert found["eu-west-rw"]["externalName"] == "eu-west-rw.eu-west.svc.cluster.local"
     assert "gateway" not in found
     assert "nodePort" not in json.dumps(found)
 
@@ -138,7 +146,7 @@ def test_a_world_of_an_impossible_size_is_refused(regions: int | None, replicas:
 
 def as_kubernetes_returns_it(secret: dict[str, Any]) -> dict[str, Any]:
     data = {key: base64.b64encode(value.encode()).decode() for key, value in secret["stringData"].items()}
-    return {"metadata": secret["metadata"], "data": data}
+    return {"kind": "Secret", "metadata": secret["metadata"], "data": data}
 
 
 @limit(max_examples=30, deadline=None)
@@ -162,6 +170,51 @@ def test_regions_with_different_passwords_are_refused() -> None:
     east, west = (as_kubernetes_returns_it(missing_secrets(load(), [])[place]) for place in (0, 1))
     with pytest.raises(BadInput, match="differ"):
         missing_secrets(load(), [east, west])
+
+
+# Who is the primary
+
+
+def test_who_is_the_primary_is_made_once_and_is_in_nothing_that_is_applied_again(tmp_path: Path) -> None:
+    write(load(), "kind", IMAGES, MANIFESTS, tmp_path)
+    made = missing_states(load(), [], new=True)
+    assert len(made) == 2 * len(load().names)
+    services_of = {
+        path.parent.name: {each["metadata"]["name"] for each in json.loads(path.read_text())["items"]}
+        for path in tmp_path.rglob("services.json")
+    }
+    for each in made:
+        region, name = each["metadata"]["namespace"], each["metadata"]["name"]
+        assert name not in services_of[region]
+        assert f'"name": "{name}"' not in (tmp_path / region / "kustomization.yaml").read_text()
+    assert missing_states(load(), made, new=True) == []
+
+
+def test_the_service_of_a_primary_leads_to_one_pod_by_its_name_so_that_it_can_lead_to_another() -> None:
+    config, service = missing_states(load(), [], new=False)[:2]
+    assert (config["metadata"]["name"], config["data"]) == ("state", {"primary": "us-east-primary"})
+    assert service["metadata"]["name"] == writable("us-east")
+    assert service["spec"]["selector"] == {"statefulset.kubernetes.io/pod-name": "primary-0"}
+
+
+def test_whatever_dials_a_primary_dials_the_one_of_now_and_any_database_may_be_its_replica() -> None:
+    files = settings(load(), "us-east")["postgres"]
+    assert "[eu-west-primary]\nhost=eu-west-rw\n" in files["pg_service.conf"]
+    for name in load().region("us-east").databases:
+        assert f"primary_slot_name = '{name.replace('-', '_')}'" in files[f"{name}.conf"]
+
+
+@limit(max_examples=30, deadline=None)
+@given(topologies(), st.booleans(), st.data())
+def test_a_region_is_new_only_if_all_that_are_known_are(topology: Topology, begun: bool, data: st.DataObject) -> None:
+    first = missing_states(topology, [], new=True)
+    assert all(each["data"].get("new") == "yes" for each in first if each["kind"] == "ConfigMap")
+    kept = data.draw(st.lists(st.sampled_from(first), min_size=1, unique_by=json.dumps))
+    if not begun:  # the cluster has been made
+        kept = [each | {"data": {"primary": each["data"]["primary"]}} if "data" in each else each for each in kept]
+    known = any("data" in each for each in kept)
+    for each in missing_states(topology, kept, new=not known and begun):
+        assert each["kind"] == "Service" or ("new" in each["data"]) == begun
 
 
 def kustomization(directory: Path, images: Images, overlay: Any = "kind") -> dict[str, Any]:

@@ -27,12 +27,22 @@ from threading import Thread
 from typing import IO, Any
 
 from pghc import topology as topologies
-from pghc.cluster import NodeStatus, Progress, State, Status, default_directory
-from pghc.cluster.kubernetes.manifests import PART_OF, REGION_LABEL, control_node_port, node_port, pod
+from pghc.cluster import NodeStatus, Progress, State, Status, default_directory, losses, replacement
+from pghc.cluster.kubernetes.manifests import (
+    PART_OF,
+    POD_NAME,
+    REGION_LABEL,
+    STATE,
+    VOLUMES,
+    control_node_port,
+    node_port,
+    pod,
+    writable,
+)
 from pghc.cluster.kubernetes.pods import HELD, credentials
 from pghc.cluster.probes import probe
 from pghc.cluster.wan import LinkState, LinkStatus
-from pghc.errors import BadInput, ClusterError, NotRunning
+from pghc.errors import BadInput, ClusterError, NotRunning, PghcError
 from pghc.topology import Address, Node, Topology, View
 
 Json = dict[str, Any]
@@ -48,6 +58,15 @@ MAKING, REMOVING, RECOVERY, ANSWER = 7200.0, 400.0, 180.0, 30.0
 GLANCE = 2.2
 #: Seconds for a script that is told to end.
 ENDING = 60.0
+#: Seconds for which it is believed who a region's primary is: another process may have promoted one.
+FRESH = 2.0
+
+#: Prints of each volume of a Kubernetes node its name and what is there: data, and a replica's mark.
+LOOK = f"""cd {VOLUMES} && for pod in *; do
+    data=$pod/data
+    echo $pod $([ ! -s $data/global/pg_control ] || echo data) $([ ! -e $data/standby.signal ] || echo standby) \\
+        $(ls $data/version-2 2>/dev/null | grep -qE '^(log|snap)' && echo data)
+done"""
 
 #: What of the user's environment reaches docker and kubectl: where things are, and which engine is meant.
 ENGINE = ("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY")
@@ -75,9 +94,10 @@ def cluster_name(directory: Path) -> str:
 
 
 class Kind:
-    """A kind cluster. Can kill and pause servers, change links, and take a region's Kubernetes node away.
+    """A kind cluster. Can kill, pause and replace servers, change links, and take a region's Kubernetes node away.
 
-    A server that is killed stays down until `start`; one that ends otherwise comes back by itself.
+    A server that is killed stays down until `start`; one that ends otherwise comes back by itself. Who is the primary
+    of a region stands in its ConfigMap `STATE`, and the Service `writable` leads there.
     """
 
     name = "kind"
@@ -86,6 +106,7 @@ class Kind:
         self.cluster = cluster
         self._wanted = topology
         self._known: _Known | None = None
+        self._states: tuple[float, dict[str, str]] = (-FRESH, {})
 
     # Backend
 
@@ -104,10 +125,13 @@ class Kind:
                 file.write(_toml(self._wanted))
                 file.flush()
                 arguments += ["--topology", file.name]
-            with suppress(NotRunning):
+            with suppress(PghcError):
                 self._let_go()
+                if self._lacks():  # first: while one lacks its data, nothing that concerns it can be rolled
+                    replacement.restore(self, progress)
             self._script("up.sh", arguments, MAKING, progress)
         self._known = None
+        replacement.restore(self, progress)
 
     def down(self, *, purge: bool = False) -> None:
         """Stop its nodes; ``purge``: remove the cluster and its data, too. Raises `ClusterError`."""
@@ -140,11 +164,20 @@ class Kind:
         away = _away(found[1].result(), machines)
         hosts = {region: name for name, region in _regions(found[1].result()).items() if region not in away}
         views = {region: self.view(region) for region in topology.names}
+        primaries = self._primaries(GLANCE)
+        looked = [pool.submit(self._lacks_of, region, host, primaries[region]) for region, host in hosts.items()]
         memory = [pool.submit(self._memory, region, host) for region, host in hosts.items()]
         links = [pool.submit(self._links_of, region) for region in hosts]
 
-        def ask(node: Node) -> NodeStatus:
-            names = [name for region, name in pods if region == node.region and _is_pod_of(name, node)]
+        lacks = {name: lack for each in looked for name, lack in each.result().items()}
+        remedies = {
+            name: losses.remedy(topology, topology.node(name), primaries[topology.node(name).region], lacks, self.name)
+            for name in lacks
+        }
+
+        def ask(first: Node) -> NodeStatus:
+            node = losses.in_its_part(first, primaries[first.region])
+            names = [name for region, name in pods if region == node.region and _is_pod_of(name, first)]
             state: State = "stopped"
             if node.region in away:
                 state = "unreachable"
@@ -153,9 +186,14 @@ class Kind:
             accessible, detail = (False, away.get(node.region, ""))
             if state == "running":
                 accessible, detail = probe(node, views[node.region], GLANCE)
+            lack = lacks.get(node.name, "")
+            if lack:
+                state, detail = state if accessible else "stopped", f"{lack}: {remedies[node.name]}"
+            elif node.role == "api" and not accessible and {*topology.region(node.region).databases} <= lacks.keys():
+                lack = detail = "no database of its region has its data"
             port = views[node.region].addresses[node.name].port
             used = sum(each.result().get((node.region, name), 0) for each in memory for name in names)
-            return NodeStatus(node.name, node.region, node.role, state, accessible, port, None, used, detail)
+            return NodeStatus(node.name, node.region, node.role, state, accessible, port, None, used, detail, lack)
 
         nodes = list(pool.map(ask, topology.nodes))
         return Status(
@@ -165,7 +203,7 @@ class Kind:
             nodes,
             [link for each in links for link in each.result()],
             sum(sum(each.result().values()) for each in memory),
-            remedy=_remedy(self.cluster, topology, machines),
+            remedy=losses.summary(remedies.values()) if remedies else _remedy(self.cluster, topology, machines),
         )
 
     def view(self, region: str) -> View:
@@ -173,7 +211,7 @@ class Kind:
         known = self._facts()
         name = known.topology.region(region).name
         addresses = {node.name: known.address(node_port(known.topology, name, node)) for node in known.topology.nodes}
-        return View(name, known.topology, addresses, credentials(known.secret))
+        return View(name, known.topology, addresses, credentials(known.secret), self._primaries())
 
     # CanKill, CanPause
 
@@ -186,7 +224,19 @@ class Kind:
         _until(lambda: _running(self._pod(server)) != before, f"{node} does not end", node)
 
     def start(self, node: str) -> None:
-        """Returns when the server is accessible."""
+        """Returns when it is accessible. A former primary gets its successor's data and becomes a replica."""
+        topology = self._facts().topology
+        primary, lacks = self.view(topology.node(node).region).primary(), self._lacks()
+        if lacks.get(node) == losses.FORMER:
+            self.rebuild(node)
+        elif node in lacks and primary in lacks:
+            remedy = losses.remedy(topology, topology.node(node), primary, lacks, self.name)
+            raise ClusterError(f"{node} cannot start: {lacks[node]}", remedy, node=node)
+        else:
+            self._start(node)
+            self._rejoin(node)
+
+    def _start(self, node: str) -> None:
         server = self._facts().topology.node(node)
         view = self.view(server.region)
 
@@ -203,9 +253,143 @@ class Kind:
         self._mark(server, paused=True)
 
     def resume(self, node: str) -> None:
+        """A former primary gets its successor's data and becomes a replica."""
+        self._resume(node)
+        if self._lacks().get(node) == losses.FORMER:
+            self.rebuild(node)
+        else:
+            self._rejoin(node)
+
+    def _resume(self, node: str) -> None:
         server = self._facts().topology.node(node)
         self._in_pod(server, "kill -CONT -1")
         self._mark(server, paused=False)
+
+    def _rejoin(self, node: str) -> None:
+        if node in self._primaries().values():
+            with suppress(PghcError):  # it is back, which was asked; the rest is left for the next `up`
+                replacement.rejoin(self)
+
+    # CanReplace, and what `pghc.cluster.replacement` needs for it
+
+    def lose(self, name: str) -> None:
+        """kill -9, and the data is deleted. It stays down until `up`, `start`, or what replaces it."""
+        topology = self._facts().topology
+        lost = topology.region(name).nodes if name in topology.names else [topology.node(name)]
+        with ThreadPoolExecutor(len(lost)) as pool:
+            list(pool.map(self._lose, lost))
+
+    def _lose(self, server: Node) -> None:
+        if losses.is_database(server):
+            was_paused = _state(self._pod(server)) == "paused"
+            self._in_pod(server, "server.sh lose")
+            if was_paused:
+                self._mark(server, paused=False)
+            return
+        self.kill(server.name)
+        if server.role == "zookeeper":
+            data = f"{VOLUMES}/{pod(server)}/data"
+            self._docker("exec", self._kubernetes_node(server.region), "rm", "-rf", data)
+
+    def promote(self, region: str, to: str | None = None, progress: Progress = quiet) -> str:
+        return replacement.promote(self, region, to, progress)
+
+    def rebuild(self, name: str, progress: Progress = quiet) -> None:
+        replacement.rebuild(self, name, progress)
+
+    def lacking(self) -> dict[str, str]:
+        away = _away(self._get("nodes"), self._machines())
+        ready = [each["metadata"] for each in self._get("pods") if _is_ready(each)]
+        idle = {
+            node.name: "it does not run"
+            for node in self._facts().topology.nodes
+            if not losses.is_database(node)
+            and node.region not in away
+            and not any(each["namespace"] == node.region and _is_pod_of(each["name"], node) for each in ready)
+        }
+        return idle | self._lacks()
+
+    def retire(self, node: str) -> bool:
+        server = self._facts().topology.node(node)
+        if self._machines().get(self._kubernetes_node(server.region)) != "running":
+            return False
+        with suppress(ClusterError):  # its pod is gone, or does not run
+            return bool(self._in_pod(server, "server.sh retire").strip())
+        return False
+
+    def appoint(self, region: str, node: str) -> None:
+        former = self._primaries(fresh=0)[region]
+        if former == node:
+            return
+        selector = {POD_NAME: pod(self._facts().topology.node(node))}
+        with ThreadPoolExecutor(1) as pool:
+            retired = pool.submit(self.retire, former)
+            self._patch("service", writable(region), region, {"spec": {"selector": selector}})
+            retired.result()
+        # What says who it is comes last: an interrupted change is made again
+        self._patch("configmap", STATE, region, {"data": {"primary": node}})
+        self._primaries(fresh=0)
+
+    def copy(self, node: str, source: str, *, primary: bool = False) -> None:
+        first = self._facts().topology.region(source).primary
+        self._order(node, f"copy {first} {'primary' if primary else 'replica'}")
+
+    def restart(self, node: str) -> None:
+        if losses.is_database(self._facts().topology.node(node)):
+            self._order(node, "again")
+        else:
+            self._start(node)
+
+    def _order(self, node: str, order: str) -> None:
+        """Tell a server what to do before it starts again. Returns when it has started and is accessible."""
+        server = self._facts().topology.node(node)
+        found = self._pod(server)
+        if not _running(found):
+            self._release(server)
+            _until(lambda: bool(_running(self._pod(server))), f"{node}: its pod does not run", node)
+        self._in_pod(server, f"server.sh order {order}", seconds=RECOVERY)
+        if _state(found) == "paused":
+            self._mark(server, paused=False)
+        self._start(node)
+
+    def _patch(self, kind: str, name: str, region: str, change: Json) -> None:
+        self.kubectl("patch", kind, name, "-n", region, "--type", "merge", "-p", json.dumps(change))
+
+    def _primaries(self, seconds: float = ANSWER, fresh: float = FRESH) -> dict[str, str]:
+        """Each region's primary, as Kubernetes has it."""
+        when, primaries = self._states
+        if time.monotonic() - when >= fresh:
+            if not primaries:
+                primaries = {region.name: region.primary for region in self._facts(seconds).topology.regions}
+            with suppress(NotRunning):
+                states = [each for each in self._get("configmaps", seconds) if _is(each, "ConfigMap", STATE)]
+                primaries |= {each["metadata"]["namespace"]: each["data"]["primary"] for each in states}
+            self._states = time.monotonic(), primaries
+        return primaries
+
+    def _lacks(self) -> dict[str, str]:
+        """The servers whose data is not what they need to start, and why; of a region whose machine is away, none."""
+        machines, primaries = self._machines(), self._primaries(fresh=0)
+        hosts = {region: self._kubernetes_node(region) for region in primaries}
+        running = [(region, host) for region, host in hosts.items() if machines.get(host) == "running"]
+        with ThreadPoolExecutor(len(hosts)) as pool:
+            found = list(pool.map(lambda at: self._lacks_of(at[0], at[1], primaries[at[0]], ANSWER), running))
+        return {name: lack for each in found for name, lack in each.items()}
+
+    def _lacks_of(self, region: str, host: str, primary: str, seconds: float = GLANCE) -> dict[str, str]:
+        there: dict[str, set[str]] = {}
+        with suppress(ClusterError):
+            for line in self._docker("exec", host, "bash", "-c", LOOK, seconds=seconds).splitlines():
+                name, *what = line.split()
+                there[name] = {*what}
+        found = {}
+        for node in self._facts().topology.region(region).nodes:
+            if node.role != "api" and pod(node) in there:
+                if "data" not in there[pod(node)]:
+                    found[node.name] = losses.GONE
+                elif losses.is_database(node) and node.name != primary and "standby" not in there[pod(node)]:
+                    found[node.name] = losses.FORMER
+        return found
 
     # CanPartition: a link joins two gateways, and each carries the bytes of the connections that its region dialled
 
@@ -333,10 +517,11 @@ class Kind:
         raise ClusterError(f"{server.name} has no pod", f"kubectl get pods -n {server.region}", node=server.name)
 
     def _kubernetes_node(self, region: str) -> str:
-        wanted = self._facts().topology.region(region).name
-        for name, place in _regions(self._get("nodes")).items():
-            if place == wanted:
-                return name
+        known = self._facts()
+        wanted = known.topology.region(region).name
+        known.hosts = known.hosts or {place: name for name, place in _regions(self._get("nodes")).items()}
+        if wanted in known.hosts:
+            return known.hosts[wanted]
         raise ClusterError(
             f"no Kubernetes node is labelled {REGION_LABEL}={wanted}", "cluster/down.sh, then cluster/up.sh"
         )
@@ -375,7 +560,7 @@ class Kind:
                 if _is_pod_of(found["metadata"]["name"], server) and not _is_ready(found):
                     with suppress(ClusterError):
                         if _state(found) == "paused":
-                            self.resume(server.name)
+                            self._resume(server.name)
                         self._release(server)
         for region in set(topology.names) - set(away):
             with suppress(ClusterError):
@@ -386,14 +571,15 @@ class Kind:
         change = f"{PAUSED}=true" if paused else f"{PAUSED}-"
         self.kubectl("annotate", "pod", name, "-n", server.region, "--overwrite", change)
 
-    def _in_pod(self, server: Node, script: str, *, ends: bool = False) -> None:
+    def _in_pod(self, server: Node, script: str, *, ends: bool = False, seconds: float = ANSWER) -> str:
         """Run a line of bash in the server's pod; ``ends``: it takes its own connection with it."""
-        name = self._pod(server)["metadata"]["name"]
+        name = self._pod(server)["metadata"]["name"] if server.role == "api" else pod(server)
         try:
-            self.kubectl("exec", name, "-n", server.region, "--", "bash", "-c", script)
+            return self.kubectl("exec", name, "-n", server.region, "--", "bash", "-c", script, seconds=seconds)
         except ClusterError:
             if not ends:
                 raise
+        return ""
 
     def _gateway(
         self, region: str, method: str, path: str, body: Mapping[str, Any] | None = None, seconds: float = ANSWER
@@ -464,10 +650,14 @@ class Kind:
 
 
 class _Known:
-    """What stays as long as the cluster: its topology, its passwords, and the loopback port of each node port."""
+    """What stays as long as the cluster: its topology, its passwords, and the loopback port of each node port.
+
+    ``hosts``: the Kubernetes node of each region, once they are asked for.
+    """
 
     def __init__(self, topology: Topology, secret: Mapping[str, str], ports: Mapping[int, int]) -> None:
         self.topology, self.secret, self._ports = topology, secret, ports
+        self.hosts: dict[str, str] = {}
 
     def address(self, port: int) -> Address:
         if port not in self._ports:

@@ -3,6 +3,9 @@
 A region is a namespace. In it every server of the world has a Service under its own name, the same in each region: for
 the region's own servers it leads to their pods, for those of other regions to the gateway (or, where the network
 between the regions is real, to the other region). So every configuration names the same hosts wherever it is read.
+
+Whoever means a region's primary, whichever server that is, dials one name more, `writable`. Where it leads changes, and
+who it is stands in the ConfigMap ``state``. Both are made once, as passwords are, and no manifest is applied to them.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from typing import Any, Literal
 
 from pghc.cluster.settings import (
     JVM,
+    JVM_REMEMBERS,
     SERVICES,
     ZooKeeperAddresses,
     first_service,
@@ -40,6 +44,10 @@ Overlay = Literal["kind", "cloud"]
 Json = dict[str, Any]
 
 CONTROL_PORT = 9000
+#: The ConfigMap that says who is the region's primary and, while the cluster is made, that it is new. Each server reads
+#: it before it starts.
+STATE = "state"
+POD_NAME = "statefulset.kubernetes.io/pod-name"
 #: Where a kind node keeps the volumes of its region's pods, a directory each.
 VOLUMES = "/var/lib/pghc"
 REGION_LABEL = "topology.kubernetes.io/region"
@@ -83,6 +91,16 @@ def gateway_ports(topology: Topology, region: str) -> Iterator[tuple[Node, int, 
         if node.region != region:
             for number, port in enumerate(SERVICES[node.role].values()):
                 yield node, port, FIRST_GATEWAY_PORT + place * 10 + number
+
+
+def writable(region: str) -> str:
+    """The Service of a region's primary of now."""
+    return f"{region}-rw"
+
+
+def writable_gateway_port(topology: Topology, region: str) -> int:
+    """The port on which the other regions' gateways stand for the primary of ``region``: after all servers'."""
+    return FIRST_GATEWAY_PORT + 10 * (len(topology.nodes) + topology.names.index(region))
 
 
 def pod(node: Node) -> str:
@@ -143,43 +161,78 @@ def volumes(topology: Topology) -> list[Json]:
 def services(topology: Topology, region: str, overlay: Overlay) -> list[Json]:
     """Every server of the world under its own name, in the namespace of ``region``."""
     gateway = {(node.name, port): listens for node, port, listens in gateway_ports(topology, region)}
+    behind_gateway = {"app.kubernetes.io/component": "gateway"}
 
     def service(node: Node) -> Json:
         own = node.region == region
         spec: Json
         if overlay == "cloud" and not own:
-            spec = {"type": "ExternalName", "externalName": f"{node.name}.{node.region}.svc.cluster.local"}
+            spec = _elsewhere(node.name, node.region)
         else:
             ports: list[Json] = [
                 {"name": name, "port": port, "targetPort": name if own else gateway[node.name, port]}
                 for name, port in SERVICES[node.role].items()
             ]
-            spec = {"selector": _selector(node) if own else {"app.kubernetes.io/component": "gateway"}, "ports": ports}
-            if own and node.role == "zookeeper":
-                spec["publishNotReadyAddresses"] = True  # its peers must reach it before there is a quorum
+            spec = {"selector": _selector(node) if own else behind_gateway, "ports": ports}
+            if own and node.role != "api":
+                # One name, one server: whoever dials it shall learn from itself how it is, and at once when it is back.
+                # And ZooKeeper's peers must reach it before there is a quorum
+                spec["publishNotReadyAddresses"] = True
             if overlay == "kind":
                 spec["type"] = "NodePort"
                 for number, entry in enumerate(ports):
                     entry["nodePort"] = node_port(topology, region, node, number)
-        labels = {
-            "app.kubernetes.io/name": "server",
-            "app.kubernetes.io/component": node.role,
-            REGION_LABEL: node.region,
-        }
-        return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": node.name, "labels": labels}, "spec": spec}
+        return _service(node.name, node.role, node.region) | {"spec": spec}
+
+    def primary_of(other: str) -> Json:
+        """For the region's own see `state`."""
+        port = SERVICES["primary"]["postgres"]
+        ports = [{"name": "postgres", "port": port, "targetPort": writable_gateway_port(topology, other)}]
+        kind = {"selector": behind_gateway, "ports": ports}
+        spec = kind if overlay == "kind" else _elsewhere(writable(other), other)
+        return _service(writable(other), "primary", other) | {"spec": spec}
 
     gateway_labels = {"app.kubernetes.io/name": "gateway", "app.kubernetes.io/component": "gateway"}
     control: Json = {"name": "control", "port": CONTROL_PORT, "targetPort": "control"}
     control["nodePort"] = control_node_port(topology, region)
-    spec = {"type": "NodePort", "selector": {"app.kubernetes.io/component": "gateway"}, "ports": [control]}
+    spec = {"type": "NodePort", "selector": behind_gateway, "ports": [control]}
     own_gateway = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "gateway", "labels": gateway_labels}}
-    return [service(node) for node in topology.nodes] + ([own_gateway | {"spec": spec}] if overlay == "kind" else [])
+    return [
+        *(service(node) for node in topology.nodes),
+        *(primary_of(other) for other in topology.names if other != region),
+        *([own_gateway | {"spec": spec}] if overlay == "kind" else []),
+    ]
+
+
+def _service(name: str, role: str, region: str) -> Json:
+    labels = {"app.kubernetes.io/name": "server", "app.kubernetes.io/component": role, REGION_LABEL: region}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "labels": labels}}
+
+
+def _elsewhere(name: str, region: str) -> Json:
+    return {"type": "ExternalName", "externalName": f"{name}.{region}.svc.cluster.local"}
 
 
 def _selector(node: Node) -> Json:
     if node.role == "replica":
-        return {"statefulset.kubernetes.io/pod-name": pod(node)}
+        return {POD_NAME: pod(node)}
     return {"app.kubernetes.io/component": node.role}
+
+
+def state(topology: Topology, region: str, *, new: bool) -> list[Json]:
+    """Who is the region's primary, at first: for its servers, and for whoever dials it."""
+    first = topology.region(region).primary
+    labels = PART_OF | {REGION_LABEL: region}
+    config: Json = {"apiVersion": "v1", "kind": "ConfigMap"}
+    config["metadata"] = {"name": STATE, "namespace": region, "labels": labels}
+    service = _service(writable(region), "primary", region)
+    service["metadata"] |= {"namespace": region, "labels": service["metadata"]["labels"] | labels}
+    spec = {
+        "selector": {POD_NAME: pod(topology.node(first))},
+        "ports": [{"name": "postgres", "port": SERVICES["primary"]["postgres"], "targetPort": "postgres"}],
+        "publishNotReadyAddresses": True,  # as for servers under their own names
+    }
+    return [config | {"data": {"primary": first} | ({"new": "yes"} if new else {})}, service | {"spec": spec}]
 
 
 def settings(topology: Topology, region: str) -> dict[str, dict[str, str]]:
@@ -194,18 +247,23 @@ def settings(topology: Topology, region: str) -> dict[str, dict[str, str]]:
         for other in topology.regions
     }
     servers = [node for node in here.nodes if node.role in ("primary", "replica")]
-    primaries = {other.primary: Address(other.primary, 5432) for other in topology.regions}
+    primaries = {other.primary: Address(writable(other.name), 5432) for other in topology.regions}
+
+    def conf(node: Node) -> str:
+        """With where a replica reads: any of them may be one, and the primary does not look at it."""
+        return postgres_conf(replace(node, role="replica"), topology, version=18, listen="*", durable=True)
+
     return {
         "topology": {"topology.json": json.dumps(topology.to_dict(), indent=2)},
         "postgres": {
-            **{f"{n.name}.conf": postgres_conf(n, topology, version=18, listen="*", durable=True) for n in servers},
+            **{f"{node.name}.conf": conf(node) for node in servers},
             "pg_hba.conf": pg_hba("all"),
             "pg_service.conf": service_file(primaries),
         },
         "zookeeper": {
             # A peer's address is a Service's, not the pod's own: listen on all there are
             "zoo.cfg": zoo_cfg(topology, "/var/lib/pghc/data", zookeepers) + "quorumListenOnAllIPs=true\n",
-            "java.options": "\n".join(JVM) + "\n",
+            "java.options": "\n".join((*JVM, *JVM_REMEMBERS)) + "\n",
         },
     }
 
@@ -315,6 +373,25 @@ def secret(region: str, values: Mapping[str, str]) -> Json:
     }
 
 
+def missing_states(topology: Topology, existing: Sequence[Json], *, new: bool) -> list[Json]:
+    """The `state` objects that are not among ``existing`` (as Kubernetes returns them).
+
+    ``new``: no server has been made. What has begun as new is so for the regions, too, that are still to be begun.
+    """
+    have = {
+        (each["kind"], each["metadata"]["namespace"], each["metadata"]["name"]): each.get("data", {})
+        for each in existing
+    }
+    known = [data for (kind, _, name), data in have.items() if kind == "ConfigMap" and name == STATE]
+    if known:
+        new = any("new" in data for data in known)
+    wanted = [each for region in topology.names for each in state(topology, region, new=new)]
+    return [
+        each for each in wanted
+        if (each["kind"], each["metadata"]["namespace"], each["metadata"]["name"]) not in have
+    ]
+
+
 def missing_secrets(topology: Topology, existing: Sequence[Json]) -> list[Json]:
     """Secrets for the regions that have none among ``existing`` (as Kubernetes returns them), with the others' words.
 
@@ -323,7 +400,8 @@ def missing_secrets(topology: Topology, existing: Sequence[Json]) -> list[Json]:
     have = {
         each["metadata"]["namespace"]: {key: b64decode(value).decode() for key, value in each["data"].items()}
         for each in existing
-        if each["metadata"]["name"] == "pghc" and each["metadata"]["namespace"] in topology.names
+        if each["kind"] == "Secret" and each["metadata"]["name"] == "pghc"
+        and each["metadata"]["namespace"] in topology.names
     }
     words = list(have.values()) or [new_passwords()]
     if any(other != words[0] for other in words):
@@ -363,7 +441,7 @@ def main() -> None:
     command.add_argument("--replicas", type=int)
     for name, what in (
         ("config", "kind's configuration"),
-        ("secrets", "Secrets with new passwords"),
+        ("once", "what is made once: Secrets with new passwords, who is the primary"),
         ("names", "the regions"),
         ("write", "a kustomization, as files"),
     ):
@@ -371,9 +449,10 @@ def main() -> None:
         command.add_argument("topology", metavar="FILE", type=Path)
         if name == "config":
             command.add_argument("--name", required=True)
-        if name == "secrets":
-            existing = "JSON of `kubectl get secrets -A -o json`: only what is missing there, nothing if all is there"
+        if name == "once":
+            existing = "JSON of `kubectl get secrets,configmaps,services -A -o json`: only what is missing there"
             command.add_argument("--existing", type=FileType(), metavar="FILE", help=existing)
+            command.add_argument("--new", action="store_true", help="no server has been made yet")
         if name == "write":
             command.add_argument("--overlay", choices=("kind", "cloud"), default="kind")
             command.add_argument("--images", nargs=3, required=True, metavar=("POSTGRES", "ZOOKEEPER", "PGHC"))
@@ -394,9 +473,10 @@ def main() -> None:
                 sys.stdout.write(json.dumps(kind_config(topology, given.name, free), indent=2))
             case "names":
                 sys.stdout.write("\n".join(topology.names) + "\n")
-            case "secrets":
+            case "once":
                 existing = json.load(given.existing)["items"] if given.existing else []
-                if missing := missing_secrets(topology, existing):
+                missing = missing_secrets(topology, existing) + missing_states(topology, existing, new=given.new)
+                if missing:
                     sys.stdout.write(_list(missing))
             case "write":
                 write(topology, given.overlay, Images(*given.images), given.manifests, given.target)

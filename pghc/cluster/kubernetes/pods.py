@@ -21,7 +21,13 @@ import psycopg
 
 from pghc import topology as topologies
 from pghc.cluster import bootstrap, settings
-from pghc.cluster.kubernetes.manifests import CONTROL_PORT, client_port, gateway_ports
+from pghc.cluster.kubernetes.manifests import (
+    CONTROL_PORT,
+    client_port,
+    gateway_ports,
+    writable,
+    writable_gateway_port,
+)
 from pghc.cluster.wan import Wan
 from pghc.errors import BadInput, ClusterError, PghcError
 from pghc.store import complete
@@ -79,13 +85,16 @@ async def setup() -> None:
     here = view()
     region = here.topology.region(here.region)
     deadline = time.monotonic() + PATIENCE
-    admin = here.conninfo(region.primary, admin=True)
+    admin = here.conninfo(region.primary, admin=True) | {"host": writable(here.region)}
     async with await _connect(admin | {"dbname": "postgres"}, deadline) as connection:
         replicator = (SECRETS / "replicator-password").read_text()
         made = await bootstrap.make_database(connection, here.credentials.password, replicator)
         say(f"roles and database: {made} made")
     async with await _connect(admin, deadline) as connection:
         await bootstrap.make_schema(connection)
+        if await _is_of_a_later_term(connection):
+            say("a replica has been promoted here or elsewhere: what the mesh lacks, `pghc up` makes")
+            return
         made = await bootstrap.make(connection, settings.slots(here.topology, here.region))
         say(f"slots for replicas and other regions: {made} made")
         subscriptions = settings.subscriptions(here.topology, here.region)
@@ -94,6 +103,14 @@ async def setup() -> None:
         readers = region.replicas + len(here.topology.names) - 1
         await _until(deadline, lambda: _expect_streams(connection, readers))
     say(f"{here.region} is part of the mesh: {readers} readers follow {region.primary}")
+
+
+async def _is_of_a_later_term(connection: bootstrap.Connection) -> bool:
+    """Whether the mesh has slots with epochs; one more, under the name of the first terms, would have no reader."""
+    query = """select exists (select from pg_subscription where subslotname ~ '^t[0-9]')
+               or exists (select from pg_replication_slots where slot_type = 'logical' and slot_name ~ '^t[0-9]')"""
+    row = await (await connection.execute(query)).fetchone()
+    return bool(row and row[0])
 
 
 async def _connect(conninfo: dict[str, str | int], deadline: float) -> bootstrap.Connection:
@@ -135,6 +152,11 @@ async def gateway() -> None:
         service = next(name for name, number in settings.SERVICES[node.role].items() if number == port)
         upstream = Address(f"{node.name}.{node.region}.svc.cluster.local", port)
         await wan.listen(region, node.name, service, upstream, host="0.0.0.0", port=listens)  # noqa: S104  its pod's
+    for other in topology.regions:
+        if other.name != region:
+            upstream = Address(f"{writable(other.name)}.{other.name}.svc.cluster.local", 5432)
+            port = writable_gateway_port(topology, other.name)
+            await wan.listen(region, other.primary, "writable", upstream, host="0.0.0.0", port=port)  # noqa: S104
     say(f"the gateway of {region} carries {', '.join(f'{a} → {b}' for a, b in topology.pairs if region in (a, b))}")
     token = (SECRETS / "gateway-token").read_text()
     config = uvicorn.Config(control(wan, token), host="0.0.0.0", port=CONTROL_PORT, log_level="warning", lifespan="off")  # noqa: S104

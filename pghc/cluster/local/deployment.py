@@ -19,7 +19,7 @@ from typing import Any
 
 import psycopg
 
-from pghc.cluster import bootstrap, settings
+from pghc.cluster import bootstrap, losses, settings
 from pghc.cluster.local.directory import Cluster
 from pghc.cluster.local.fetch import Tools
 from pghc.cluster.local.processes import Command, Process, Processes, forget_shared_memory
@@ -229,12 +229,12 @@ class Deployment:
     def lack(self, node: Node) -> str:
         """Why a database cannot start; empty: it can. A replica has a mark, which Postgres takes away by promotion."""
         directory = self.data / node.name
-        if node.role not in ("primary", "replica"):
+        if not losses.is_database(node):
             return ""
         if not (directory / "global/pg_control").exists():
-            return "its data is gone"
+            return losses.GONE
         if not self.is_primary(node) and not (directory / "standby.signal").exists():
-            return "its data is that of a former primary"
+            return losses.FORMER
         return ""
 
     async def copy(self, node: Node, source: str, *, primary: bool) -> None:

@@ -24,7 +24,7 @@ import psutil
 
 from pghc import errors
 from pghc import topology as topologies
-from pghc.cluster import NodeStatus, Progress, Status, replacement, surroundings
+from pghc.cluster import NodeStatus, Progress, Status, losses, replacement, surroundings
 from pghc.cluster.local import fetch, processes
 from pghc.cluster.local.deployment import nodes_to_run, tail
 from pghc.cluster.local.directory import Cluster, ClusterDirectory, is_alive
@@ -132,9 +132,10 @@ class Embedded:
             return Status(self.name, str(self.directory), False, stopped, [])
         known = self._ask("nodes")
         with ThreadPoolExecutor(len(nodes)) as pool:
-            statuses = list(pool.map(lambda each: self._node_status(_as_it_is(topology, each), each), known))
-        remedies = dict.fromkeys(each["remedy"] for each in known if each["lack"])
-        remedy = {"remedy": f"{', '.join(remedies)} brings back what is lost."} if remedies else {}
+            parts = [losses.in_its_part(topology.node(each["name"]), each["primary"]) for each in known]
+            statuses = list(pool.map(self._node_status, parts, known))
+        remedies = [each["remedy"] for each in known if each["lack"]]
+        remedy = {"remedy": losses.summary(remedies)} if remedies else {}
         own = sum(processes.memory(supervisor[each], tree=False) for each in ("pid", "guard"))
         return Status(
             self.name,
@@ -165,7 +166,7 @@ class Embedded:
 
     def start(self, node: str) -> None:
         """Returns when it is accessible. A former primary gets its successor's data and becomes a replica."""
-        if "former" in self.lacking().get(node, ""):
+        if self.lacking().get(node) == losses.FORMER:
             self.rebuild(node)
         else:
             self._ask("start", START, node=node)
@@ -177,7 +178,7 @@ class Embedded:
     def resume(self, node: str) -> None:
         """Returns when it is accessible. A former primary gets its successor's data and becomes a replica."""
         self._ask("resume", START, node=node)
-        if "former" in self.lacking().get(node, ""):
+        if self.lacking().get(node) == losses.FORMER:
             self.rebuild(node)
         else:
             self._rejoin(node)
@@ -378,15 +379,8 @@ class Embedded:
             known["pid"],
             processes.memory(known["pid"], tree=True) if known["pid"] else 0,
             detail,
+            known["lack"],
         )
-
-
-def _as_it_is(topology: Topology, known: dict[str, Any]) -> Node:
-    """The node in the role that it has now."""
-    node = topology.node(known["name"])
-    if node.role not in ("primary", "replica"):
-        return node
-    return replace(node, role="primary" if known["primary"] else "replica")
 
 
 def nodes_of(topology: Topology, name: str) -> list[str]:

@@ -29,6 +29,7 @@ from typing import IO, Any
 import psutil
 
 from pghc import errors
+from pghc.cluster import losses
 from pghc.cluster.local import processes
 from pghc.cluster.local.deployment import Deployment, PortTakenError, is_free, together
 from pghc.cluster.local.directory import Cluster, ClusterDirectory
@@ -197,7 +198,7 @@ class Supervisor:
                 "state": "stopped" if not self._runs(node) else "paused" if process and process.paused else "running",
                 "exit_code": process.exit_code if process else None,
                 "lack": self._deployment.lack(node),
-                "primary": self._deployment.is_primary(node),
+                "primary": self._deployment.primaries[node.region],
                 "remedy": self._remedy(node),
             }
             for node, process in ((node, self._servers.get(node.name)) for node in self._deployment.nodes)
@@ -309,12 +310,8 @@ class Supervisor:
         return [node for node in nodes if not self._deployment.lack(node)]
 
     def _remedy(self, node: Node) -> str:
-        """The command that replaces a server that lacks its data; its region's, while the primary is lost, too."""
-        primary = self._cluster.topology.node(self._deployment.primaries[node.region])
-        if node.role not in ("primary", "replica") or (node != primary and not self._deployment.lack(primary)):
-            return f"`pghc rebuild {node.name}`"
-        replicas = any(other.region == node.region for other in self._databases())
-        return f"`pghc {'promote' if replicas else 'rebuild'} {node.region}`"
+        lacking = [each.name for each in self._deployment.nodes if self._deployment.lack(each)]
+        return losses.remedy(self._cluster.topology, node, self._deployment.primaries[node.region], lacking)
 
     def _runs(self, node: Node) -> bool:
         return node.name in self._servers and self._servers[node.name].running
