@@ -335,10 +335,13 @@ class Kind:
         self._order(node, f"copy {first} {'primary' if primary else 'replica'}")
 
     def restart(self, node: str) -> None:
-        if losses.is_database(self._facts().topology.node(node)):
+        server = self._facts().topology.node(node)
+        if losses.is_database(server):
             self._order(node, "again")
-        else:
-            self._start(node)
+            return
+        if server.role == "zookeeper":  # one whose volume was emptied may run on, out of its memory
+            self.delete_pod(node)
+        self._start(node)
 
     def _order(self, node: str, order: str) -> None:
         """Tell a server what to do before it starts again. Returns when it has started and is accessible."""
