@@ -130,13 +130,13 @@ class Kind:
                 if self._lacks():  # first: while one lacks its data, nothing that concerns it can be rolled
                     replacement.restore(self, progress)
             self._script("up.sh", arguments, MAKING, progress)
-        self._known = None
+        self._forget()
         replacement.restore(self, progress)
 
     def down(self, *, purge: bool = False) -> None:
         """Stop its nodes; ``purge``: remove the cluster and its data, too. Raises `ClusterError`."""
         self._script("down.sh", ["--name", self.cluster, *([] if purge else ["--stop"])], REMOVING, quiet)
-        self._known = None
+        self._forget()
 
     def status(self) -> Status:
         """Every server and link as it is now; within 5 s, whatever is away."""
@@ -335,10 +335,13 @@ class Kind:
         self._order(node, f"copy {first} {'primary' if primary else 'replica'}")
 
     def restart(self, node: str) -> None:
-        if losses.is_database(self._facts().topology.node(node)):
+        server = self._facts().topology.node(node)
+        if losses.is_database(server):
             self._order(node, "again")
-        else:
-            self._start(node)
+            return
+        if server.role == "zookeeper":  # one whose volume was emptied may run on, out of its memory
+            self.delete_pod(node)
+        self._start(node)
 
     def _order(self, node: str, order: str) -> None:
         """Tell a server what to do before it starts again. Returns when it has started and is accessible."""
@@ -363,7 +366,7 @@ class Kind:
                 primaries = {region.name: region.primary for region in self._facts(seconds).topology.regions}
             with suppress(NotRunning):
                 states = [each for each in self._get("configmaps", seconds) if _is(each, "ConfigMap", STATE)]
-                primaries |= {each["metadata"]["namespace"]: each["data"]["primary"] for each in states}
+                primaries = primaries | {each["metadata"]["namespace"]: each["data"]["primary"] for each in states}
             self._states = time.monotonic(), primaries
         return primaries
 
@@ -452,6 +455,9 @@ class Kind:
         if self._known is None:
             self._known = self._learn(seconds)
         return self._known
+
+    def _forget(self) -> None:
+        self._known, self._states = None, (-FRESH, {})
 
     def _learn(self, seconds: float) -> _Known:
         control_plane = f"{self.cluster}-control-plane"
