@@ -24,6 +24,7 @@ from pghc.cluster import BACKENDS, NodeStatus, default_directory, open_backend
 from pghc.cluster.local.directory import ClusterDirectory
 from pghc.cluster.local.embedded import Embedded
 from pghc.errors import BadInput, ClusterError, NotRunning
+from pghc.store import Reader
 from pghc.topology import Topology, parse
 from pghc.zookeeper import connect
 
@@ -114,6 +115,25 @@ def eventually(claim: object, seconds: float = 10) -> bool:
 
 
 # What runs
+
+
+def test_a_durable_cluster_waits_for_the_disk_and_stays_so(directory: Path) -> None:
+    backend = Embedded(directory, small(), owner=True, durable=True)
+    try:
+        backend.up()
+        view = backend.view("r1")
+        with Reader(view, view.primary()) as reader:
+            assert reader.rows("select current_setting('fsync'), current_setting('full_page_writes')") == [("on", "on")]
+        java = next(node for node in backend.status().nodes if node.role == "zookeeper")
+        assert "-Dzookeeper.forceSync=no" not in psutil.Process(java.pid).cmdline()
+        with pytest.raises(ClusterError, match="runs with durability"):
+            Embedded(directory, durable=False).up()
+        backend.down()
+        again = Embedded(directory, owner=True)  # nothing is said of it: as before
+        again.up()
+        assert again.status().durable
+    finally:
+        backend.down(purge=True)
 
 
 def test_every_server_answers_and_says_what_it_is(shared: Embedded) -> None:
