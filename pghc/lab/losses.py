@@ -19,7 +19,7 @@ from pghc.store import Reader, complete
 from pghc.topology import View
 
 #: Seconds: until replicas have what their primary has; until a server that goes on has answered.
-FOLLOWING, ANSWERED = 10.0, 20.0
+FOLLOWING, ANSWERED = 30.0, 20.0
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def replicas_away(backend: Backend, region: str) -> Iterator[None]:
 
 def _wait_for_replicas(view: View, replicas: list[str]) -> None:
     with Reader(view, view.primary(), admin=True) as primary:
-        end = primary.rows("select pg_current_wal_insert_lsn()::text")[0][0]
+        end = primary.rows("select pg_current_wal_flush_lsn()::text")[0][0]  # where a record ends, whatever follows it
     deadline = time.monotonic() + FOLLOWING
     for name in replicas:
         with Reader(view, name, admin=True) as replica:
