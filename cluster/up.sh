@@ -206,11 +206,21 @@ build_images() {
   [ ${#images[@]} = 3 ] || fail "the images could not be built" "The lines above say why."
 }
 
+images_of() { # images_of NODE: its container runtime may be busy, or not be up yet
+  local n
+  for n in 1 2 3 4 5 6; do
+    if bounded 60 docker exec "$1" ctr --namespace k8s.io images list --quiet 2> "$work/ctr"; then return; fi
+    sleep "$n"
+  done
+  cat "$work/ctr" >&2
+  fail "the container runtime of $1 does not answer" "\`docker logs $1\` says why; cluster/up.sh goes on where it was."
+}
+
 load() { # the images onto every region's node that lacks them
   local workers missing=() node
   mapfile -t workers < <(nodes | grep -v control-plane | sort)
   for node in "${workers[@]}"; do
-    local there; there=$(bounded 60 docker exec "$node" ctr --namespace k8s.io images list --quiet)
+    local there; there=$(images_of "$node")
     for image in "${images[@]}"; do
       if ! grep -qx "docker.io/$image" <<< "$there"; then missing+=("$node"); break; fi
     done
