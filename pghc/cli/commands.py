@@ -26,7 +26,7 @@ from pghc.chain import Row
 from pghc.cli import interrupts, terminal
 from pghc.cli.demo import tell
 from pghc.cli.terminal import out, put_error, put_json, put_table, put_verdict
-from pghc.cluster import BACKENDS, Backend, CanReplace, default_directory, open_backend
+from pghc.cluster import BACKENDS, Backend, default_directory, open_backend, replacing
 from pghc.cluster.local.embedded import Embedded
 from pghc.cluster.surroundings import place
 from pghc.errors import BadInput, ClusterError, PghcError
@@ -145,7 +145,7 @@ def promote(
     directory: Directory = None,
 ) -> None:
     """Make a replica the region's primary. What it had not received comes from the log."""
-    cluster = _replacing(open_backend(backend, directory))
+    cluster = replacing(open_backend(backend, directory))
     interrupts.leaves("the promotion may be half done: `pghc up` brings it to its end")
     with terminal.steps(f"promoting a replica of {region}") as say:
         node = cluster.promote(region, to, say)
@@ -159,17 +159,11 @@ def rebuild(
     directory: Directory = None,
 ) -> None:
     """Give a server its data back from those that have it; a region, all that lack theirs."""
-    cluster = _replacing(open_backend(backend, directory))
+    cluster = replacing(open_backend(backend, directory))
     interrupts.leaves("the copy goes on: `pghc up` brings it to its end, or say the same again")
     with terminal.steps(f"rebuilding {name}") as say:
         cluster.rebuild(name, say)
     out.print(f"{name} is rebuilt", markup=False)
-
-
-def _replacing(cluster: Backend) -> CanReplace:
-    if not isinstance(cluster, CanReplace):
-        raise BadInput(f"the backend {cluster.name} cannot replace servers", "The embedded backend can.")
-    return cluster
 
 
 # The chain
@@ -478,7 +472,7 @@ def lose(
     directory: Directory = None,
 ) -> None:
     """Kill -9 a server, or a whole region, and delete its data. Nothing heals this by itself: see promote, rebuild."""
-    _replacing(open_backend(backend, directory)).lose(name)
+    replacing(open_backend(backend, directory)).lose(name)
     out.print(f"{name}: lost, with its data. `pghc status` says what to do", markup=False)
 
 

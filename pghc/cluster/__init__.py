@@ -153,6 +153,14 @@ def open_backend(
     return cast(Backend, module.make(chosen, topology))
 
 
+def replacing(backend: Backend) -> CanReplace:
+    """The backend as one that loses servers for good and replaces them. Raises `BadInput` where it cannot."""
+    if not isinstance(backend, CanReplace):
+        what = f"the backend {backend.name} cannot lose and replace servers"
+        raise BadInput(what, f"These can: {', '.join(BACKENDS)}.")
+    return backend
+
+
 def default_directory() -> Path:
     if chosen := os.environ.get("PGHC_DIR"):
         return surroundings.place(chosen)

@@ -83,8 +83,7 @@ def _take_rows(store: Primary, begun: Mapping[str, str]) -> None:
         if (end := begun.get(publisher(name))) and store.region in begun:
             store.rows(skip, end, f"pg_{oid}", end, what="skip the old chain")
         if (end is not None) == (store.region in begun):
-            with store.connection("take rows again", writes=True) as connection:
-                connection.execute(sql.SQL("alter subscription {} enable").format(sql.Identifier(name)))
+            _alter(store, "enable", [name])
 
 
 def wait_for_mesh(views: Sequence[View], *, timeout: float = 20.0) -> None:
@@ -138,6 +137,10 @@ def _enable(primaries: Iterable[Reader]) -> None:
 
 
 def _each_subscription(store: Reader, verb: str) -> None:
+    _alter(store, verb, [name for _, name in _subscriptions(store)])
+
+
+def _alter(store: Reader, verb: str, subscriptions: Iterable[str]) -> None:
     with store.connection(f"{verb} subscriptions", writes=True) as connection:
-        for _, name in _subscriptions(store):
+        for name in subscriptions:
             connection.execute(sql.SQL("alter subscription {} {}").format(sql.Identifier(name), sql.SQL(verb)))

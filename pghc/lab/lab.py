@@ -26,10 +26,10 @@ from IPython.display import Pretty, display
 from kazoo.client import KazooClient
 
 from pghc.chain import Row
-from pghc.cluster import Backend, CanPartition, CanReplace, default_directory, open_backend
+from pghc.cluster import Backend, CanPartition, CanReplace, default_directory, open_backend, replacing
 from pghc.cluster.local.embedded import Embedded
 from pghc.cluster.mesh import wait_for_mesh
-from pghc.errors import BadInput, NotRunning, PghcError
+from pghc.errors import NotRunning, PghcError
 from pghc.faults.injection import Faults
 from pghc.lab import losses, timeline
 from pghc.lab.figures import Figures
@@ -173,9 +173,7 @@ class Lab:
     @property
     def replacing(self) -> CanReplace:
         """What loses servers for good and replaces them. Raises `BadInput` where the backend cannot."""
-        if not isinstance(self.backend, CanReplace):
-            raise BadInput(f"the backend {self.backend.name} cannot lose and replace servers", "The embedded one can.")
-        return self.backend
+        return replacing(self.backend)
 
     def restore(self) -> None:
         """Replace what is lost, and let each region have the primary again that it began with. Idempotent.
